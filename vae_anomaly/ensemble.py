@@ -1,0 +1,114 @@
+"""Several VAEs as one tensor program."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+
+from vae_anomaly.vae import VAE
+
+__all__ = ["Ensemble"]
+
+
+class _Call(nn.Module):
+    """Lets ``functional_call``, which only calls ``forward``, run any function of a VAE."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(self.vae, *args)
+
+
+class Ensemble:
+    """VAEs of the same architecture, their parameters and buffers stacked along a first axis of length n_estimators.
+
+    A VAE never knows that it has siblings: :meth:`map` runs a function of one VAE for all members at once through
+    :func:`torch.func.vmap`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> members = [VAE((5,), 2, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    >>> ensemble = Ensemble(members)
+    >>> x, eps = torch.zeros(4, 5), torch.zeros(1, 1, 2)
+    >>> ensemble.map(VAE.elbo, x, eps).shape
+    torch.Size([3, 4])
+    """
+
+    def __init__(self, members: Sequence[VAE]) -> None:
+        self.n_estimators = len(members)
+        self.params, self.buffers = stack_module_state(list(members))
+        self.skeleton = copy.deepcopy(members[0]).to("meta")
+
+    @classmethod
+    def from_tensors(cls, skeleton: VAE, tensors: dict[str, Tensor]) -> "Ensemble":
+        """Ensemble with the tensors of :meth:`tensors`; ``skeleton`` gives the architecture, on any device.
+
+        Raises
+        ------
+        ValueError
+            If a tensor is missing, superfluous, or of another shape than the architecture has.
+        """
+        ensemble = cls.__new__(cls)
+        ensemble.skeleton = skeleton.to("meta")
+        expected = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
+        if expected.keys() != tensors.keys():
+            raise ValueError(f"tensors do not fit the network: {sorted(expected.keys() ^ tensors.keys())[:3]}")
+        ensemble.n_estimators = next(iter(tensors.values())).shape[0]
+        for name, wanted in expected.items():
+            shape = (ensemble.n_estimators, *wanted.shape)
+            if tensors[name].shape != shape or tensors[name].dtype != wanted.dtype:
+                raise ValueError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}, the network needs {shape}")
+        ensemble.params = {name: tensors[name] for name, _ in skeleton.named_parameters()}
+        ensemble.buffers = {name: tensors[name] for name, _ in skeleton.named_buffers()}
+        return ensemble
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters and buffers by name, each with a first axis over the members."""
+        return {**self.params, **self.buffers}
+
+    def to(self, device: torch.device | str) -> "Ensemble":
+        """Move all tensors to ``device``, in place."""
+        self.params = {
+            name: value.detach().to(device).requires_grad_(value.requires_grad) for name, value in self.params.items()
+        }
+        self.buffers = {name: value.to(device) for name, value in self.buffers.items()}
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.params.values())).device
+
+    def map(self, function: Callable[..., Any], *args: Any, in_dims: Sequence[int | None] | None = None) -> Any:
+        """``function(vae, *args)`` of every member, stacked along a first axis.
+
+        Parameters
+        ----------
+        function : callable
+            Takes a VAE and ``args``; returns a tensor or a (named) tuple or dict of tensors.
+        *args
+            Shared by all members, unless ``in_dims`` names the axis over members of an argument.
+        in_dims : sequence of int or None, optional
+            One for each of ``args``; ``None`` (the default) shares the argument.
+        """
+        call = _Call(self.skeleton)
+        dims = tuple(in_dims) if in_dims is not None else (None,) * len(args)
+
+        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], *inner: Any) -> Any:
+            state = {f"vae.{name}": value for name, value in (*params.items(), *buffers.items())}
+            return functional_call(call, state, (function, *inner))
+
+        return torch.func.vmap(one, in_dims=(0, 0, *dims))(self.params, self.buffers, *args)
+
+    def members(self) -> Iterator[VAE]:
+        """Each member as a VAE of its own, with copies of its tensors."""
+        for index in range(self.n_estimators):
+            member = copy.deepcopy(self.skeleton).to_empty(device=self.device)
+            member.load_state_dict({name: value[index].detach() for name, value in self.tensors().items()})
+            yield member

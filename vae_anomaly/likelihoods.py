@@ -1,0 +1,335 @@
+r"""p(x | z): modules that turn the decoder's output ``phi`` into a distribution over one sample.
+
+Every likelihood returns an :class:`~torch.distributions.Independent` whose base distribution gives one log-density per
+entry of ``x``, constants included, so that ``px.log_prob(x)`` is their sum and ``px.base_dist.log_prob(x)`` says where it
+came from. Densities are learned, and each has a floor under its scale (or a bound on its logits): without one, a column
+that the decoder predicts exactly would drive the ELBO to infinity and outvote every other column.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, distributions, nn
+from torch.distributions import Distribution, Independent
+from torch.nn import functional as F
+
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Blocks",
+    "Categorical",
+    "ContinuousBernoulli",
+    "Gaussian",
+    "GaussianPerFeature",
+    "GaussianShared",
+    "Likelihood",
+    "Mixed",
+    "StudentT",
+]
+
+# softplus(RAW_ONE) == 1, the scale of a standardised column: the scale that training starts from.
+RAW_ONE = math.log(math.e - 1.0)
+
+# The least likely value of a binary or categorical column is never rated under exp(-MAX_LOGIT).
+MAX_LOGIT = 10.0
+
+
+class Blocks(NamedTuple):
+    """Which entries of a table's encoded row are what: reals first, then binaries, then one-hot categories."""
+
+    n_real: int
+    n_binary: int = 0
+    categories: tuple[int, ...] = ()
+
+
+class Likelihood(nn.Module):
+    """Distribution of one sample given the decoder's output.
+
+    Parameters
+    ----------
+    event_shape : sequence of int
+        Shape of one sample.
+    blocks : Blocks, optional
+        What each entry of a row is; only the likelihoods of categories need it.
+    min_scale : float, default=0.05
+        Floor under every scale, in units of the (scaled) data.
+    """
+
+    name: ClassVar[str]
+    n_params: ClassVar[int]
+    # Which columns of a table it can describe ("numbers", "categories" or "any"), and how numbers are scaled for it:
+    # "standard" to mean 0 and deviation 1, "unit" to the interval [0, 1].
+    columns: ClassVar[str] = "numbers"
+    scaling: ClassVar[str] = "standard"
+
+    min_scale: Tensor
+
+    def __init__(self, event_shape: Sequence[int], blocks: Blocks | None = None, *, min_scale: float = 0.05) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+        self.blocks = blocks or Blocks(math.prod(self.event_shape))
+        # A buffer, so that the members of an ensemble may differ in it.
+        self.register_buffer("min_scale", torch.tensor(float(min_scale)))
+
+    def forward(self, phi: Tensor) -> Distribution:
+        """Distribution p(x | z) for ``phi`` of shape (..., \\*event_shape, n_params)."""
+        raise NotImplementedError
+
+    def _scale(self, raw: Tensor) -> Tensor:
+        return F.softplus(raw + RAW_ONE) + self.min_scale
+
+    def _independent(self, base: Distribution) -> Independent:
+        return Independent(base, len(self.event_shape), validate_args=False)
+
+
+class Gaussian(Likelihood):
+    r"""Gaussian whose mean and scale both depend on z.
+
+    .. math:: \log p(x \mid z) = -\sum_i \left( \frac{(x_i - \mu_i)^2}{2 \sigma_i^2} + \log \sigma_i
+              + \tfrac{1}{2} \log 2\pi \right)
+    """
+
+    name = "gaussian"
+    n_params = 2
+
+    def forward(self, phi: Tensor) -> Distribution:
+        mu, raw_scale = phi.unbind(dim=-1)
+        return self._independent(distributions.Normal(mu, self._scale(raw_scale), validate_args=False))
+
+
+class GaussianPerFeature(Likelihood):
+    """Gaussian with one learned scale for each entry of x, the same for every z."""
+
+    name = "gaussian_per_feature"
+    n_params = 1
+
+    def __init__(self, event_shape: Sequence[int], blocks: Blocks | None = None, *, min_scale: float = 0.05) -> None:
+        super().__init__(event_shape, blocks, min_scale=min_scale)
+        self.raw_scale = nn.Parameter(torch.zeros(self._scale_shape()))
+
+    def _scale_shape(self) -> tuple[int, ...]:
+        return self.event_shape
+
+    def forward(self, phi: Tensor) -> Distribution:
+        mu = phi.squeeze(dim=-1)
+        scale = self._scale(self.raw_scale).expand_as(mu)
+        return self._independent(distributions.Normal(mu, scale, validate_args=False))
+
+
+class GaussianShared(GaussianPerFeature):
+    """Gaussian with a single learned scale for all entries: the likelihood of probabilistic PCA."""
+
+    name = "gaussian_shared"
+
+    def _scale_shape(self) -> tuple[int, ...]:
+        return ()
+
+
+class StudentT(Likelihood):
+    r"""Student's t with mean and scale that depend on z, and degrees of freedom learned for each entry.
+
+    Its tails are heavier than a Gaussian's, so one extreme entry weighs less. The degrees of freedom stay above 2, where
+    the variance is finite.
+    """
+
+    name = "student_t"
+    n_params = 2
+
+    def __init__(self, event_shape: Sequence[int], blocks: Blocks | None = None, *, min_scale: float = 0.05) -> None:
+        super().__init__(event_shape, blocks, min_scale=min_scale)
+        self.raw_df = nn.Parameter(torch.full(self.event_shape, 3.0))
+
+    def forward(self, phi: Tensor) -> Distribution:
+        mu, raw_scale = phi.unbind(dim=-1)
+        df = (2.0 + F.softplus(self.raw_df)).expand_as(mu)
+        return self._independent(distributions.StudentT(df, mu, self._scale(raw_scale), validate_args=False))
+
+
+class _UnitInterval(Distribution):
+    """Gives values outside [0, 1] the log-density of the nearest end, less MAX_LOGIT for each unit of distance.
+
+    A new value may lie outside the range seen in training; the formulas of the Bernoulli families, taken literally, would
+    rate it above everything inside.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        inside = value.clamp(0.0, 1.0)
+        log_prob: Tensor = super().log_prob(inside)  # type: ignore[no-untyped-call]
+        return log_prob - MAX_LOGIT * (value - inside).abs()
+
+
+class _UnitBernoulli(_UnitInterval, distributions.Bernoulli):  # type: ignore[misc]
+    pass
+
+
+class _UnitContinuousBernoulli(_UnitInterval, distributions.ContinuousBernoulli):  # type: ignore[misc]
+    pass
+
+
+def _bounded(logits: Tensor, bound: float) -> Tensor:
+    return bound * torch.tanh(logits / bound)
+
+
+class Bernoulli(Likelihood):
+    r"""Bernoulli for binary data, :math:`\log p(x \mid z) = \sum_i x_i \log \pi_i + (1 - x_i) \log (1 - \pi_i)`.
+
+    Values between 0 and 1 are allowed, as is usual for grey-scale images; they then give the cross-entropy, which is not
+    a normalised density: :class:`ContinuousBernoulli` is.
+    """
+
+    name = "bernoulli"
+    n_params = 1
+    scaling = "unit"
+
+    def forward(self, phi: Tensor) -> Distribution:
+        logits = _bounded(phi.squeeze(dim=-1), MAX_LOGIT)
+        return self._independent(_UnitBernoulli(logits=logits, validate_args=False))
+
+
+class ContinuousBernoulli(Likelihood):
+    """Continuous Bernoulli on [0, 1] [1]_, the Bernoulli formula with the constant that makes it a density.
+
+    References
+    ----------
+    .. [1] Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders",
+       2019, https://arxiv.org/abs/1907.06845
+    """
+
+    name = "continuous_bernoulli"
+    n_params = 1
+    scaling = "unit"
+
+    def forward(self, phi: Tensor) -> Distribution:
+        logits = _bounded(phi.squeeze(dim=-1), MAX_LOGIT)
+        return self._independent(_UnitContinuousBernoulli(logits=logits, validate_args=False))
+
+
+class OneHotBlocks(Distribution):
+    """One categorical distribution for each block of a row of one-hot codes, laid side by side.
+
+    ``log_prob`` gives one number per entry, x_k log pi_k; the sum over a block is the log-probability of its category.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (..., n_entries)
+    owner : LongTensor of shape (n_entries,)
+        The block that each entry belongs to.
+    padded : LongTensor of shape (n_blocks, max_size)
+        The entries of each block; ``n_entries`` stands for none.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, logits: Tensor, owner: Tensor, padded: Tensor) -> None:
+        self.owner, self.padded = owner, padded
+        nothing = torch.full_like(logits[..., :1], -math.inf)
+        normaliser = torch.cat([logits, nothing], dim=-1)[..., padded].logsumexp(dim=-1)
+        self.log_pi = logits - normaliser[..., owner]
+        super().__init__(batch_shape=logits.shape, validate_args=False)  # type: ignore[no-untyped-call]
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_pi.exp()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value * self.log_pi
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        log_pi = self.log_pi.expand(*sample_shape, *self.log_pi.shape)
+        # The largest of Gumbel-perturbed log-probabilities is a draw from the categorical.
+        perturbed = log_pi - torch.empty_like(log_pi).exponential_().log()
+        nothing = torch.full_like(perturbed[..., :1], -math.inf)
+        largest = torch.cat([perturbed, nothing], dim=-1)[..., self.padded].amax(dim=-1)
+        return (perturbed == largest[..., self.owner]).to(log_pi.dtype)
+
+
+class Categorical(Likelihood):
+    """One categorical distribution for each column of a table, over its one-hot code."""
+
+    name = "categorical"
+    n_params = 1
+    columns = "categories"
+
+    owner: Tensor
+    padded: Tensor
+
+    def __init__(self, event_shape: Sequence[int], blocks: Blocks | None = None, *, min_scale: float = 0.05) -> None:
+        # Without a layout, the whole row is the one-hot code of one category.
+        super().__init__(event_shape, blocks or Blocks(0, 0, (math.prod(event_shape),)), min_scale=min_scale)
+        sizes = self.blocks.categories
+        n_entries, largest = sum(sizes), max(sizes, default=1)
+        owner = [block for block, size in enumerate(sizes) for _ in range(size)]
+        starts = [sum(sizes[:block]) for block in range(len(sizes))]
+        padded = [
+            [start + k if k < size else n_entries for k in range(largest)]
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+        self.register_buffer("owner", torch.tensor(owner, dtype=torch.long))
+        self.register_buffer("padded", torch.tensor(padded, dtype=torch.long).reshape(len(sizes), largest))
+
+    def forward(self, phi: Tensor) -> Distribution:
+        # Two bounded logits differ by at most MAX_LOGIT.
+        logits = _bounded(phi.squeeze(dim=-1), MAX_LOGIT / 2)
+        return self._independent(OneHotBlocks(logits, self.owner, self.padded))
+
+
+class SideBySide(Distribution):
+    """Distributions over neighbouring slices of the last axis, as one."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, parts: Sequence[Distribution]) -> None:
+        self.parts = [part for part in parts if part.batch_shape[-1] > 0]
+        self.sizes = [part.batch_shape[-1] for part in self.parts]
+        batch_shape = torch.Size([*self.parts[0].batch_shape[:-1], sum(self.sizes)])
+        super().__init__(batch_shape=batch_shape, validate_args=False)  # type: ignore[no-untyped-call]
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.cat([part.mean for part in self.parts], dim=-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        slices = value.split(self.sizes, dim=-1)
+        terms = [part.log_prob(x) for part, x in zip(self.parts, slices, strict=True)]  # type: ignore[no-untyped-call]
+        return torch.cat(terms, dim=-1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        return torch.cat([part.sample(shape) for part in self.parts], dim=-1)
+
+
+class Mixed(Categorical):
+    """A table whose columns are real, binary or categorical: Gaussian, Bernoulli and categorical side by side."""
+
+    name = "mixed"
+    n_params = 2
+    columns = "any"
+
+    def __init__(self, event_shape: Sequence[int], blocks: Blocks | None = None, *, min_scale: float = 0.05) -> None:
+        super().__init__(event_shape, blocks or Blocks(math.prod(event_shape)), min_scale=min_scale)
+
+    def forward(self, phi: Tensor) -> Distribution:
+        first, second = phi.unbind(dim=-1)
+        n_real, n_binary, categories = self.blocks
+        mu, binary, onehot = first.split([n_real, n_binary, sum(categories)], dim=-1)
+        parts: list[Distribution] = [
+            distributions.Normal(mu, self._scale(second[..., :n_real]), validate_args=False),
+            _UnitBernoulli(logits=_bounded(binary, MAX_LOGIT), validate_args=False),
+        ]
+        if categories:
+            parts.append(OneHotBlocks(_bounded(onehot, MAX_LOGIT / 2), self.owner, self.padded))
+        return self._independent(SideBySide(parts))
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "gaussian": Gaussian,
+    "gaussian_per_feature": GaussianPerFeature,
+    "gaussian_shared": GaussianShared,
+    "student_t": StudentT,
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "categorical": Categorical,
+    "mixed": Mixed,
+}

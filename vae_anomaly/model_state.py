@@ -1,0 +1,106 @@
+"""A fitted detector as plain data and arrays, and back: what goes into a model file."""
+
+import os
+import platform
+from dataclasses import fields
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import vae_anomaly
+from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.errors import ModelFileError
+from vae_anomaly.persistence import load_model, save_model
+from vae_anomaly.preprocessing import Schema
+from vae_anomaly.training import History
+
+if TYPE_CHECKING:
+    from vae_anomaly.detector import VAEDetector
+
+__all__ = ["restore", "save"]
+
+LIBRARIES = ("torch", "scikit-learn", "pandas", "numpy", "safetensors")
+
+
+def save(detector: "VAEDetector", path: str | os.PathLike[str], notes: dict[str, Any]) -> None:
+    """Write the detector's state to a model file."""
+    tensors = {f"ensemble.{name}": _array(value) for name, value in detector.ensemble_.tensors().items()}
+    tensors |= {f"history.{field.name}": getattr(detector.history_, field.name) for field in fields(History)}
+    tensors["eps"] = _array(detector.eps_)
+    tensors["calibration_scores"] = detector.calibration_scores_
+    tensors["usual_shares"] = detector.usual_shares_
+    tensors["active_units"] = np.asarray(detector.active_units_)
+    save_model(path, _header(detector, notes), tensors)
+
+
+def _array(value: torch.Tensor) -> Any:
+    return value.detach().cpu().numpy()
+
+
+def _header(detector: "VAEDetector", notes: dict[str, Any]) -> dict[str, Any]:
+    history = detector.history_
+    kept = history.best, np.arange(detector.n_estimators)
+    return {
+        "params": {**detector.get_params(), "random_state": detector.seed_},
+        "schema": detector.schema_.to_json(),
+        "named_features": hasattr(detector, "feature_names_in_"),
+        "architecture": detector.architecture_,
+        "threshold": {**detector.threshold_rule_, "value": detector.threshold_},
+        "training": {
+            **{f"n_{name}": count for name, count in detector.n_rows_.items()},
+            "n_parameters": sum(value.numel() for value in detector.ensemble_.params.values()),
+            "epochs": float(history.epoch[-1]),
+            "held_out_elbo": float(history.val_elbo[kept].mean()),
+            "held_out_reconstruction": float(history.val_reconstruction[kept].mean()),
+            "held_out_kl": float(history.val_kl[kept].mean()),
+            "active_units": [int(count) for count in detector.active_units_],
+        },
+        "n_calibration": len(detector.calibration_scores_),
+        "fingerprint": detector.fingerprint_,
+        "versions": {
+            "vae-anomaly": vae_anomaly.__version__,
+            "python": platform.python_version(),
+            **{library: version(library) for library in LIBRARIES},
+        },
+        "notes": notes,
+    }
+
+
+def restore(kind: type["VAEDetector"], path: str | os.PathLike[str]) -> "VAEDetector":
+    """Detector from a model file, on the CPU."""
+    header, tensors = load_model(path)
+    try:
+        return _restore(kind, header, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{os.path.basename(path)} does not hold a whole model: {error}.") from None
+
+
+def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[str, Any]) -> "VAEDetector":
+    params = header["params"]
+    for name in ("hidden", "categorical_features"):
+        params[name] = tuple(params[name])
+    detector = kind(**params)
+    detector._check_params()
+    detector.schema_ = Schema.from_json(header["schema"])
+    detector.architecture_ = header["architecture"]
+    detector.seed_, detector.fingerprint_ = params["random_state"], header["fingerprint"]
+    # On the meta device a network has shapes and no memory: a file that asks for a giant one is refused, not built.
+    with torch.device("meta"):
+        skeleton = detector._build(None)
+    prefix = "ensemble."
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    detector.ensemble_ = Ensemble.from_tensors(skeleton, {name: torch.from_numpy(value) for name, value in state.items()})
+    detector.eps_ = torch.from_numpy(tensors["eps"])
+    detector.history_ = History(**{field.name: tensors[f"history.{field.name}"] for field in fields(History)})
+    detector.calibration_scores_ = tensors["calibration_scores"]
+    detector.usual_shares_, detector.active_units_ = tensors["usual_shares"], tensors["active_units"]
+    detector.threshold_ = float(header["threshold"]["value"])
+    detector.offset_ = -detector.threshold_
+    detector.threshold_rule_ = {"name": header["threshold"]["name"], "fpr": header["threshold"]["fpr"]}
+    detector.n_rows_ = {name: header["training"][f"n_{name}"] for name in ("train", "calibration")}
+    detector.n_features_in_ = len(detector.schema_.columns)
+    if header["named_features"]:
+        detector.feature_names_in_ = np.array([column.name for column in detector.schema_.columns], dtype=object)
+    return detector

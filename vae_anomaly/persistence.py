@@ -1,0 +1,96 @@
+"""One file for a fitted model: a .safetensors file whose header holds a JSON document. Nothing in it is ever executed.
+
+This module knows tensors as NumPy arrays and the document as plain data, so a header can be read without torch.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from vae_anomaly.atomic import replacing
+from vae_anomaly.errors import ModelFileError
+
+__all__ = ["FORMAT_VERSION", "load_model", "save_model"]
+
+FORMAT_VERSION = 1
+KEY = "vae_anomaly"
+
+Tensors = dict[str, NDArray[Any]]
+
+
+def save_model(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write a model file; ``path`` appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+    header : mapping
+        Plain data that JSON can hold. The format version and a checksum over header and tensors are added.
+    tensors : mapping of str to ndarray
+    """
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    document = {"format_version": FORMAT_VERSION, **header}
+    document["checksum"] = _checksum(document, arrays)
+    with replacing(path) as temporary:
+        save_file(arrays, str(temporary), metadata={KEY: json.dumps(document, sort_keys=True)})
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
+    """Header and tensors of a model file.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, damaged, truncated, changed, written by something else, or of a newer format.
+    """
+    name = Path(path).name
+    if not Path(path).is_file():
+        raise ModelFileError(f"Model file {str(path)!r} does not exist.")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if KEY not in metadata:
+                raise ModelFileError(f"{name} is a safetensors file, but not a model of vae-anomaly.")
+            document = _parse(name, metadata[KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(f"{name} is not a model file, or it is damaged or cut off ({error}).") from None
+    if document.get("checksum") != _checksum(document, tensors):
+        raise ModelFileError(f"{name} was damaged or changed after it was saved: its checksum does not match.")
+    return document, tensors
+
+
+def _parse(name: str, text: str) -> dict[str, Any]:
+    document = json.loads(text)
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if not isinstance(version, int):
+        raise ModelFileError(f"{name} has no format version; it was damaged or written by something else.")
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{name} has format {version}, and this version of vae-anomaly reads formats up to {FORMAT_VERSION}. "
+            "Upgrade vae-anomaly."
+        )
+    assert isinstance(document, dict)
+    return document
+
+
+def _checksum(document: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over the document (less the checksum) and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256()
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    digest.update(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

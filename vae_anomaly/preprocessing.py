@@ -1,0 +1,357 @@
+"""From a table to the numbers that a VAE sees, and back.
+
+Every column gets a kind from the training rows. ``real``: centred and scaled. ``binary``: two values (or one), coded 0 and 1.
+``categorical``: one-hot over the categories seen, with a last place for all others. ``ignored``: nothing to learn from.
+Encoded rows hold the reals first, then the binaries, then the one-hot blocks; a missing value is NaN.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vae_anomaly.errors import CellError, DataError
+
+__all__ = ["Column", "Schema"]
+
+MAX_CATEGORIES = 64
+# A value of a binary column that was not seen in training: far enough outside [0, 1] for the Bernoulli likelihood to rate it
+# under every value that was.
+UNSEEN = -2.0
+# float32 squares of larger numbers, divided by a squared scale, would overflow.
+MAX_SCALED = 1e6
+
+Encoded = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What was learned about one column of the training table."""
+
+    name: str
+    kind: str
+    """real, binary, categorical or ignored."""
+    dtype: str
+    """float, int, bool or text: how values look in the table."""
+    center: float = 0.0
+    scale: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
+    values: tuple[Any, ...] = ()
+    """Values of a binary column, or categories from the most to the least frequent."""
+    note: str = ""
+    """A sentence for the user, where the column is not what one would expect."""
+
+    @property
+    def width(self) -> int:
+        """Number of entries in an encoded row."""
+        return {"ignored": 0, "categorical": len(self.values) + 1}.get(self.kind, 1)
+
+
+class Schema:
+    """Columns of a table, learned by :meth:`infer`; encodes tables and decodes encoded rows.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"flow": [1.0, 2.0, 6.0], "valve": ["open", "open", "shut"]})
+    >>> schema = Schema.infer(frame)
+    >>> [(column.name, column.kind) for column in schema.columns]
+    [('flow', 'real'), ('valve', 'binary')]
+    >>> schema.decode(schema.encode(frame)).equals(frame)
+    True
+    """
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns = tuple(columns)
+        order = {"real": 0, "binary": 1, "categorical": 2}
+        used = [index for index, column in enumerate(self.columns) if column.kind != "ignored"]
+        self._used = sorted(used, key=lambda index: order[self.columns[index].kind])
+        self.owner = np.array([index for index in self._used for _ in range(self.columns[index].width)], dtype=np.intp)
+        """Column that each entry of an encoded row comes from."""
+
+    @classmethod
+    def infer(
+        cls, frame: pd.DataFrame, *, kinds: str = "any", scaling: str = "standard", categorical: Collection[str] = ()
+    ) -> "Schema":
+        """Schema of the training rows.
+
+        Parameters
+        ----------
+        frame : DataFrame
+        kinds : {"any", "numbers", "categories"}
+            What the likelihood can describe: columns of any kind, numbers only (two-valued ones are then real, too),
+            or categories only.
+        scaling : {"standard", "unit"}
+            Reals to mean 0 and deviation 1, or to the interval [0, 1].
+        categorical : collection of str
+            Columns to take as categories although they hold numbers.
+
+        Raises
+        ------
+        CellError
+            If a column of numbers holds an infinite value or a text.
+        DataError
+            If no column has two different values, or a column does not suit ``kinds``.
+        """
+        columns = []
+        for name in frame.columns:
+            as_category = kinds == "categories" or name in categorical
+            columns.append(_infer_column(str(name), frame[name], as_category, kinds, scaling))
+        if not any(_varies(column) for column in columns):
+            raise DataError(_nothing_varies(columns))
+        unsuitable = [column.name for column in columns if column.kind == "categorical" or column.dtype == "text"]
+        if kinds == "numbers" and unsuitable:
+            raise DataError(
+                f"Column {unsuitable[0]!r} holds text, and this likelihood describes numbers only. "
+                "Use likelihood='auto' or leave the column out."
+            )
+        return cls(columns)
+
+    def block_sizes(self) -> tuple[int, int, tuple[int, ...]]:
+        """Numbers of real and binary entries, and the sizes of the one-hot blocks."""
+        kinds = [self.columns[index].kind for index in self._used]
+        categories = tuple(self.columns[index].width for index in self._used if self.columns[index].kind == "categorical")
+        return kinds.count("real"), kinds.count("binary"), categories
+
+    def encode(self, frame: pd.DataFrame) -> Encoded:
+        """Encoded rows, shape (n_rows, n_entries), NaN where a value is missing.
+
+        Raises
+        ------
+        CellError
+            If a column of numbers holds a text.
+        """
+        encoded = np.empty((len(frame), len(self.owner)), dtype=np.float32)
+        start = 0
+        for index in self._used:
+            column = self.columns[index]
+            encoded[:, start : start + column.width] = _encode_column(column, frame.iloc[:, index])
+            start += column.width
+        return encoded
+
+    def decode(self, encoded: NDArray[Any]) -> pd.DataFrame:
+        """Table in the original units and types; a column that was ignored is all missing."""
+        decoded: dict[int, Any] = {}
+        start = 0
+        for index in self._used:
+            column = self.columns[index]
+            decoded[index] = _decode_column(column, encoded[:, start : start + column.width])
+            start += column.width
+        missing = np.full(len(encoded), np.nan)
+        frame = pd.DataFrame({index: decoded.get(index, missing) for index in range(len(self.columns))})
+        frame.columns = pd.Index([column.name for column in self.columns])
+        return frame
+
+    def fold(self, entries: NDArray[Any]) -> NDArray[np.float64]:
+        """Sum over the entries of each column, shape (n_rows, n_columns)."""
+        folded = np.zeros((len(entries), len(self.columns)))
+        np.add.at(folded.T, self.owner, entries.T)
+        return folded
+
+    def notes(self) -> list[str]:
+        """One sentence for each column that is not what one would expect."""
+        return [column.note for column in self.columns if column.note]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain data from which :meth:`from_json` makes the same schema."""
+        rows = [asdict(column) for column in self.columns]
+        for row in rows:
+            row["low"], row["high"] = _finite_or_none(row["low"]), _finite_or_none(row["high"])
+        return rows
+
+    @classmethod
+    def from_json(cls, rows: Sequence[dict[str, Any]]) -> "Schema":
+        """Inverse of :meth:`to_json`."""
+        return cls(
+            Column(
+                **{
+                    **row,
+                    "values": tuple(row["values"]),
+                    "low": -math.inf if row["low"] is None else row["low"],
+                    "high": math.inf if row["high"] is None else row["high"],
+                }
+            )
+            for row in rows
+        )
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _varies(column: Column) -> bool:
+    if column.kind == "real":
+        return column.high > column.low
+    return column.kind != "ignored" and len(column.values) > 1
+
+
+def _nothing_varies(columns: Sequence[Column]) -> str:
+    if not any(column.dtype != "text" for column in columns):
+        return "No numeric column, and no text column with repeated values: there is nothing to learn from."
+    return "No column has two different values in the training rows: there is nothing to learn from."
+
+
+def _infer_column(name: str, values: "pd.Series[Any]", as_category: bool, kinds: str, scaling: str) -> Column:
+    if values.isna().all():
+        note = f"Column {name!r} has no value in the training rows; it is ignored."
+        return Column(name, "ignored", "float", note=note)
+    numbers = None if as_category else _as_numbers(name, values)
+    if numbers is None:
+        return _infer_text(name, values, as_category, kinds)
+    seen = numbers[~np.isnan(numbers)]
+    _refuse_infinite(name, numbers)
+    distinct = _few_distinct(seen)
+    dtype = "bool" if _is_bool(values) else "int" if bool((seen == np.round(seen)).all()) else "float"
+    if distinct is not None and kinds == "any":
+        note = "" if len(distinct) == 2 else _constant_note(name, f"{distinct[0]:g}")
+        low, high = float(distinct[0]), float(distinct[-1])
+        return Column(name, "binary", dtype, low=low, high=high, values=tuple(map(float, distinct)), note=note)
+    low, high = float(seen.min()), float(seen.max())
+    center, scale = (low, high - low) if scaling == "unit" else (float(seen.mean()), float(seen.std()))
+    note = _constant_note(name, f"{low:g}") if high == low else ""
+    # A column of one value has no scale of its own; deviations then count in the units of the table.
+    return Column(name, "real", dtype, center, scale if high > low and scale > 0 else 1.0, low, high, note=note)
+
+
+def _constant_note(name: str, value: str) -> str:
+    return f"Column {name!r} has the same value ({value}) in all training rows; any other value will count as unusual."
+
+
+def _is_bool(values: "pd.Series[Any]") -> bool:
+    return bool(pd.api.types.is_bool_dtype(values.dtype))
+
+
+def _few_distinct(seen: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The distinct values if there are at most two, found without sorting the column."""
+    low, high = seen.min(), seen.max()
+    return np.unique([low, high]) if bool(((seen == low) | (seen == high)).all()) else None
+
+
+def _as_numbers(name: str, values: "pd.Series[Any]") -> NDArray[np.float64] | None:
+    """Column as float64, or None if it is text; a text among numbers is an error that names the cell."""
+    if pd.api.types.is_bool_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype):
+        return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    numbers, bad = _parse(values)
+    n_texts, n_values = int(bad.sum()), int(values.notna().sum())
+    if n_texts == 0:
+        return numbers
+    # Mostly numbers: the texts are slips, not categories.
+    if n_texts < n_values / 2:
+        row = int(np.flatnonzero(bad)[0])
+        raise CellError(
+            row, f"column {name!r}: {_shown(values.iloc[row])} is not a number. Correct it, drop the column, or name it as "
+            "categorical."
+        )  # fmt: skip
+    return None
+
+
+def _parse(values: "pd.Series[Any]") -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Numbers (NaN where there is none), and which values are neither missing nor a number."""
+    numbers = np.asarray(pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
+    return numbers, np.asarray(np.isnan(numbers) & values.notna().to_numpy(), dtype=bool)
+
+
+def _shown(value: object) -> str:
+    text = repr(str(value))
+    return text if len(text) <= 60 else f"{text[:56]}...'"
+
+
+def _refuse_infinite(name: str, numbers: NDArray[np.float64]) -> None:
+    infinite = np.flatnonzero(np.isinf(numbers))
+    if infinite.size:
+        row = int(infinite[0])
+        raise CellError(
+            row, f"column {name!r}: {numbers[row]:g} is not finite. Leave the cell empty if the value is unknown."
+        )
+
+
+def _as_texts(values: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Values as text; a whole number is written alike whether it was read as 1 or as 1.0."""
+    if pd.api.types.is_bool_dtype(values.dtype):
+        return values.map({True: "True", False: "False"})
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        return values.map(lambda value: f"{value:.0f}" if value == round(value) else repr(float(value)), na_action="ignore")
+    return values.map(str, na_action="ignore")
+
+
+def _infer_text(name: str, values: "pd.Series[Any]", as_category: bool, kinds: str) -> Column:
+    texts = _as_texts(values)
+    counts = texts.value_counts()
+    n_values, n_distinct = int(counts.sum()), len(counts)
+    if n_distinct > MAX_CATEGORIES and n_distinct > n_values / 2 and not as_category:
+        note = f"Column {name!r} holds text that hardly repeats ({n_distinct} texts in {n_values} rows); it is ignored."
+        return Column(name, "ignored", "text", note=note)
+    # Equally frequent categories in alphabetical order, so that the order of rows does not matter.
+    ranked = sorted(counts.index, key=lambda text: (-counts[text], text))[:MAX_CATEGORIES]
+    if n_distinct <= 2 and kinds == "any":
+        note = _constant_note(name, str(ranked[0])) if n_distinct == 1 else ""
+        return Column(name, "binary", "text", values=tuple(sorted(ranked)), note=note)
+    return Column(name, "categorical", "text", values=tuple(ranked))
+
+
+def _encode_column(column: Column, values: "pd.Series[Any]") -> NDArray[Any]:
+    if column.dtype == "text":
+        return _encode_text(column, values)
+    if pd.api.types.is_bool_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype):
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        numbers, bad = _parse(values)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise CellError(row, f"column {column.name!r}: {_shown(values.iloc[row])} is not a number.")
+    if column.kind == "binary":
+        return _codes(column, numbers)[:, None]
+    scaled = (numbers - column.center) / column.scale
+    return np.clip(scaled, -MAX_SCALED, MAX_SCALED)[:, None]
+
+
+def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    codes = np.where(np.isnan(numbers), np.nan, UNSEEN)
+    for code, value in enumerate(column.values):
+        # A file may hold fewer digits than the training data had.
+        codes[np.isclose(numbers, value, rtol=1e-6, atol=1e-12)] = code
+    return codes
+
+
+def _encode_text(column: Column, values: "pd.Series[Any]") -> NDArray[np.float64]:
+    texts = _as_texts(values)
+    places = texts.map({text: place for place, text in enumerate(column.values)})
+    codes = places.to_numpy(dtype=np.float64, na_value=np.nan)
+    missing = texts.isna().to_numpy()
+    if column.kind == "binary":
+        return np.where(missing, np.nan, np.where(np.isnan(codes), UNSEEN, codes))[:, None]
+    other = len(column.values)
+    onehot = np.zeros((len(codes), column.width))
+    onehot[np.arange(len(codes)), np.where(np.isnan(codes), other, codes).astype(np.intp)] = 1.0
+    onehot[missing] = np.nan
+    return onehot
+
+
+def _decode_column(column: Column, encoded: NDArray[Any]) -> Any:
+    if column.kind == "categorical":
+        labels = np.array([*column.values, "other"], dtype=object)
+        return _where_known(labels[np.nan_to_num(encoded).argmax(axis=1)], encoded[:, 0])
+    numbers = encoded[:, 0].astype(np.float64)
+    if column.kind == "binary":
+        labels = np.array(column.values, dtype=object if column.dtype == "text" else np.float64)
+        numbers_or_texts = labels[np.clip(np.nan_to_num(numbers), 0, len(labels) - 1).round().astype(np.intp)]
+        if column.dtype == "text":
+            return _where_known(numbers_or_texts, numbers)
+        numbers = np.where(np.isnan(numbers), np.nan, numbers_or_texts)
+    else:
+        numbers = numbers * column.scale + column.center
+    return _in_dtype(column.dtype, numbers)
+
+
+def _where_known(labels: NDArray[np.object_], codes: NDArray[Any]) -> "pd.Series[Any]":
+    return pd.Series(np.where(np.isnan(codes), None, labels), dtype="str")
+
+
+def _in_dtype(dtype: str, numbers: NDArray[np.float64]) -> NDArray[Any]:
+    if dtype == "float" or np.isnan(numbers).any():
+        return numbers
+    return numbers.round().astype(np.int64) if dtype == "int" else numbers.round().astype(bool)

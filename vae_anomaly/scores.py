@@ -1,0 +1,201 @@
+r"""Anomaly scores: pure functions ``(vae, x, eps) -> one number per sample``; higher is more anomalous.
+
+``eps`` holds the standard-normal base samples of shape (n_mc, 1, latent_dim), shared by all rows, so that the score of a
+row depends on that row alone. An ensemble scores with the **mean of its members' scores**. For the log-densities that is
+the log of the geometric mean of the members' models: a row counts as normal only as far as the members agree on it,
+whereas the arithmetic mean of densities would let one over-confident member speak for all. The mean is also linear, so the
+shares that :func:`shares` gives to each entry still sum to the score.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_anomaly.vae import VAE
+
+__all__ = [
+    "REFERENCES",
+    "SCORES",
+    "Score",
+    "kl",
+    "mahalanobis",
+    "neg_elbo",
+    "neg_log_px",
+    "neg_log_px_z",
+    "reconstruction_error",
+    "reconstruction_probability",
+    "shares",
+    "typicality",
+]
+
+ScoreFunction = Callable[[VAE, Tensor, Tensor], Tensor]
+
+
+def reconstruction_error(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    r"""Squared error of the reconstruction, :math:`\sum_i (x_i - E[x_i \mid z])^2` at the posterior mean z.
+
+    Squared units of the scaled data. It ignores how well each entry is known: :func:`neg_log_px_z` does not.
+    """
+    return _squared_errors(vae, x, eps).flatten(1).sum(dim=1)
+
+
+def neg_log_px_z(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    r"""Reconstruction in nats, :math:`-\log p(x \mid z)` at the posterior mean z; one decoder pass, no sampling."""
+    return _neg_log_entries(vae, x, eps).flatten(1).sum(dim=1)
+
+
+def reconstruction_probability(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    r"""Expected reconstruction in nats, :math:`E_{q(z \mid x)}[-\log p(x \mid z)]` over the draws [1]_.
+
+    The source calls it a probability and flags low values; it is a negative log-density here, and high values are flagged.
+
+    References
+    ----------
+    .. [1] An and Cho, "Variational autoencoder based anomaly detection using reconstruction probability", SNU Data Mining
+       Center, 2015
+    """
+    return _expected_neg_log_entries(vae, x, eps).flatten(1).sum(dim=1)
+
+
+def kl(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    r"""Divergence of the posterior from the prior, :math:`KL(q(z \mid x) \| p(z))`, in nats: how unusual the code is."""
+    return vae.terms(x, eps).kl
+
+
+def neg_elbo(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    r"""Negative evidence lower bound, :math:`KL(q \| p) - E_q[\log p(x \mid z)]`, in nats (Kingma and Welling 2013)."""
+    return -vae.elbo(x, eps)
+
+
+def neg_log_px(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    r"""Negative importance-weighted bound of the log marginal likelihood, in nats [1]_.
+
+    .. math:: -\log \frac{1}{K} \sum_{k=1}^{K} \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}
+
+    with K = ``n_mc`` draws; in expectation it falls towards -log p(x) as K grows.
+
+    References
+    ----------
+    .. [1] Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519
+    """
+    terms = vae.terms(x, eps)
+    log_weights = terms.log_px_z + terms.log_pz - terms.log_qz
+    n_mc = torch.tensor(float(log_weights.shape[0]), device=x.device)
+    return torch.log(n_mc) - log_weights.logsumexp(dim=0)
+
+
+def typicality(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    """Distance of ``neg_elbo`` from its mean over held-out normal samples, either way, in nats [1]_.
+
+    In many dimensions normal samples lie where the density is typical, not where it is highest; what is rated far *more*
+    likely than normal data is not normal either.
+
+    References
+    ----------
+    .. [1] Nalisnick et al., "Detecting out-of-distribution inputs to deep generative models using typicality", 2019,
+       https://arxiv.org/abs/1906.02994
+    """
+    return (neg_elbo(vae, x, eps) - vae.usual_neg_elbo).abs()
+
+
+def mahalanobis(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    """Mahalanobis distance, squared, of the posterior mean from the posterior means of the training samples."""
+    centred = vae.encode(x).mean - vae.code_mean
+    return ((centred @ vae.code_precision) * centred).sum(dim=-1)
+
+
+def _squared_errors(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    missing = torch.isnan(x)
+    error = (torch.where(missing, 0.0, x) - vae.decode(vae.encode(x).mean).mean).square()
+    return torch.where(missing, vae.missing_error, error)
+
+
+def _neg_log_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    return -vae.entries(vae.decode(vae.encode(x).mean), x)
+
+
+def _expected_neg_log_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    qz = vae.encode(x)
+    return -vae.entries(vae.decode(qz.mean + qz.stddev * eps), x).mean(dim=0)
+
+
+class Score(NamedTuple):
+    """A score, and the part of it that falls to each entry of x, where there is such a part.
+
+    ``entries(vae, x, eps)`` has the shape of x; the score less their sum is the remainder, which no entry owns.
+    """
+
+    function: ScoreFunction
+    entries: ScoreFunction | None = None
+
+
+def shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    r"""Contribution of each entry of ``x`` to the score; they sum to it.
+
+    What falls to an entry by the formula of the score is exact. The remainder r (a KL divergence, say) is spread in
+    proportion to :math:`|x_i \, \partial r / \partial x_i|`, the first-order effect of setting the entry to its average.
+    """
+    entries = torch.zeros_like(x) if score.entries is None else score.entries(vae, x, eps)
+    if score.entries is not None and score.function in _SUMS_OF_ENTRIES:
+        return entries
+    seen = torch.nan_to_num(x)
+    missing = torch.isnan(x)
+
+    def remainder(inner: Tensor) -> tuple[Tensor, Tensor]:
+        holed = torch.where(missing, torch.nan, inner)
+        rest = score.function(vae, holed, eps)
+        if score.entries is not None:
+            rest = rest - score.entries(vae, holed, eps).flatten(1).sum(dim=1)
+        return rest.sum(), rest
+
+    gradient, rest = torch.func.grad(remainder, has_aux=True)(seen)
+    # The constant keeps the division defined, and spreads the remainder evenly, where no entry has any effect.
+    weights = torch.where(missing, 0.0, (seen * gradient).abs()) + 1e-20
+    axes = tuple(range(1, x.ndim))
+    spread = weights / weights.sum(dim=axes, keepdim=True)
+    return entries + rest.reshape(-1, *(1 for _ in axes)) * spread
+
+
+_SUMS_OF_ENTRIES = (reconstruction_error, neg_log_px_z, reconstruction_probability)
+
+
+def usual_entries(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    """What each entry contributes on average to the scores of held-out normal samples."""
+    observed = (~torch.isnan(held_out)).to(held_out.dtype)
+    n_observed = observed.sum(dim=0).clamp(min=1.0)
+    return {
+        "missing_log_px": -(_neg_log_entries(vae, held_out, eps) * observed).sum(dim=0) / n_observed,
+        "missing_error": (_squared_errors(vae, held_out, eps) * observed).sum(dim=0) / n_observed,
+    }
+
+
+def usual_codes(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    """Mean and inverse covariance of the posterior means of the training samples."""
+    codes = vae.encode(train).mean
+    centred = codes - codes.mean(dim=0)
+    covariance = centred.T @ centred / codes.shape[0]
+    # A latent variable that the model does not use has next to no spread; without a floor it would decide the distance.
+    ridge = 1e-3 * torch.eye(codes.shape[1], device=codes.device)
+    return {"code_mean": codes.mean(dim=0), "code_precision": torch.linalg.inv(covariance + ridge)}
+
+
+def usual_scores(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    """Mean score of held-out normal samples."""
+    return {"usual_neg_elbo": neg_elbo(vae, held_out, eps).mean()}
+
+
+# What the end of `fit` fills into the buffers of a VAE, in this order: each step sees the buffers of the one before.
+REFERENCES = (usual_entries, usual_codes, usual_scores)
+
+SCORES: dict[str, Score] = {
+    "neg_log_px_z": Score(neg_log_px_z, _neg_log_entries),
+    "neg_elbo": Score(neg_elbo, _expected_neg_log_entries),
+    "neg_log_px": Score(neg_log_px, _expected_neg_log_entries),
+    "reconstruction_probability": Score(reconstruction_probability, _expected_neg_log_entries),
+    "reconstruction_error": Score(reconstruction_error, _squared_errors),
+    "kl": Score(kl),
+    "typicality": Score(typicality),
+    "mahalanobis": Score(mahalanobis),
+}

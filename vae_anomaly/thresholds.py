@@ -1,0 +1,188 @@
+"""From scores of normal data to decisions: thresholds with a false-alarm promise, and conformal p-values."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+__all__ = [
+    "THRESHOLDS",
+    "Threshold",
+    "check_fpr",
+    "conformal",
+    "conformal_rows_needed",
+    "p_values",
+    "peaks_over_threshold",
+    "quantile",
+]
+
+MIN_EXCESSES = 30
+
+
+def check_fpr(fpr: float) -> float:
+    """``fpr`` as a float, or ValueError if it does not lie strictly between 0 and 1."""
+    if not 0.0 < float(fpr) < 1.0:
+        raise ValueError(f"fpr={fpr} must lie between 0 and 1, both excluded: it is the share of normal rows to flag.")
+    return float(fpr)
+
+
+def conformal_rows_needed(fpr: float) -> int:
+    """Smallest number of calibration samples with which :func:`conformal` can keep ``fpr``, 1 / fpr - 1.
+
+    Examples
+    --------
+    >>> conformal_rows_needed(0.05)
+    19
+    """
+    return math.ceil(1.0 / fpr - 1e-9) - 1
+
+
+def conformal(scores: ArrayLike, fpr: float) -> float:
+    r"""Threshold that a new normal sample exceeds with probability at most ``fpr``.
+
+    Holds for any score distribution, as long as the new sample is exchangeable with the calibration samples [1]_, which
+    must not have been trained on. The probability is over the draw of the calibration samples, too.
+
+    Parameters
+    ----------
+    scores : array-like of shape (n_samples,)
+        Anomaly scores of held-out normal samples. Higher is more anomalous.
+    fpr : float in (0, 1)
+        Allowed false-positive rate.
+
+    Returns
+    -------
+    float
+        The k-th smallest score, :math:`k = \lceil (n + 1)(1 - \mathrm{fpr}) \rceil`.
+
+    Raises
+    ------
+    ValueError
+        If ``n_samples < 1 / fpr - 1``, when no finite threshold keeps the promise.
+
+    References
+    ----------
+    .. [1] Bates et al., "Testing for outliers with conformal p-values", Annals of Statistics 51(1), 2023,
+       https://arxiv.org/abs/2104.08279
+
+    Examples
+    --------
+    >>> conformal(np.arange(19.0), fpr=0.1)
+    17.0
+    """
+    ordered = _sorted(scores)
+    check_fpr(fpr)
+    n_samples, needed = len(ordered), conformal_rows_needed(fpr)
+    if n_samples < needed:
+        raise ValueError(
+            f"fpr={fpr} needs at least {needed} calibration samples, got {n_samples}. "
+            "Raise fpr or calibrate on more normal data."
+        )
+    # The tolerance undoes the rounding of products such as 0.1 * 30.
+    n_above = math.floor((n_samples + 1) * fpr + 1e-9)
+    return float(ordered[n_samples - n_above])
+
+
+def quantile(scores: ArrayLike, fpr: float) -> float:
+    """Plain empirical quantile: exceeded by a share ``fpr`` of the calibration samples themselves.
+
+    It makes no promise for new samples: with 99 calibration samples and ``fpr=0.05`` about 5.9 % of new normal samples
+    exceed it. :func:`conformal` accounts for that.
+
+    Examples
+    --------
+    >>> quantile(np.arange(101.0), fpr=0.1)
+    90.0
+    """
+    return float(np.quantile(_sorted(scores), 1.0 - check_fpr(fpr)))
+
+
+def peaks_over_threshold(scores: ArrayLike, fpr: float) -> float:
+    r"""Threshold from a generalised Pareto fit to the largest scores: an extrapolation beyond the calibration samples.
+
+    The excesses over a high quantile u are fitted by maximum likelihood [1]_, and the tail is solved for ``fpr``:
+    :math:`u + \frac{\sigma}{\xi} \left( (\mathrm{fpr} / \zeta)^{-\xi} - 1 \right)`, where :math:`\zeta` is the share of
+    samples above u.
+
+    Raises
+    ------
+    ValueError
+        If fewer than 30 samples lie above u.
+
+    References
+    ----------
+    .. [1] Siffer et al., "Anomaly detection in streams with extreme value theory", KDD 2017,
+       https://doi.org/10.1145/3097983.3098144
+
+    Examples
+    --------
+    >>> scores = np.random.default_rng(0).exponential(size=2000)
+    >>> threshold = peaks_over_threshold(scores, fpr=1e-4)  # the exact quantile is 9.2
+    >>> 7 < threshold < 13
+    True
+    """
+    ordered = _sorted(scores)
+    tail = _tail(check_fpr(fpr))
+    level = float(np.quantile(ordered, 1.0 - tail))
+    excesses = ordered[ordered > level] - level
+    if len(excesses) < MIN_EXCESSES:
+        raise ValueError(
+            f"Peaks over threshold needs at least {MIN_EXCESSES} scores above the {1 - tail:.0%} quantile, got "
+            f"{len(excesses)} from {len(ordered)} calibration samples. Use the conformal threshold or calibrate on more "
+            "normal data."
+        )
+    shape, _, scale = stats.genpareto.fit(excesses, floc=0.0)
+    share_above = len(excesses) / len(ordered)
+    # isf is the formula above; below the level the empirical distribution would have to answer.
+    return level + float(stats.genpareto.isf(min(fpr / share_above, 1.0), shape, scale=scale))
+
+
+def _tail(fpr: float) -> float:
+    """Share of the scores to fit: twice the rate that is asked for, and a tenth at least."""
+    return min(max(0.1, 2.0 * fpr), 0.9)
+
+
+def p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
+    r"""Conformal p-value of each score: :math:`(1 + \#\{\text{calibration scores} \ge s\}) / (n + 1)`.
+
+    For a new normal sample, P(p <= a) <= a for every a. A score above ``conformal(calibration_scores, fpr)`` is the same
+    as a p-value of at most ``fpr``. A NaN score has a NaN p-value.
+
+    Examples
+    --------
+    >>> p_values([0.0, 1.0, 2.0], [-1.0, 1.5, 9.0])
+    array([1.  , 0.5 , 0.25])
+    """
+    ordered, new = _sorted(calibration_scores), np.asarray(scores, dtype=float)
+    n_at_least = len(ordered) - np.searchsorted(ordered, new, side="left")
+    return np.where(np.isnan(new), np.nan, (1.0 + n_at_least) / (len(ordered) + 1.0))
+
+
+def _sorted(scores: ArrayLike) -> NDArray[np.float64]:
+    ordered = np.sort(np.asarray(scores, dtype=float))
+    if ordered.ndim != 1 or ordered.size == 0:
+        raise ValueError(f"Calibration scores must be a non-empty vector, got an array of shape {ordered.shape}.")
+    if np.isnan(ordered[-1]):
+        raise ValueError("Calibration scores contain NaN; leave out the rows that could not be scored.")
+    return ordered
+
+
+def _excess_rows_needed(fpr: float) -> int:
+    return math.ceil(MIN_EXCESSES / _tail(fpr)) + 1
+
+
+class Threshold(NamedTuple):
+    """A rule from calibration scores to a threshold, and how many scores it needs for an ``fpr``."""
+
+    function: Callable[[ArrayLike, float], float]
+    rows_needed: Callable[[float], int]
+
+
+THRESHOLDS: dict[str, Threshold] = {
+    "conformal": Threshold(conformal, conformal_rows_needed),
+    "quantile": Threshold(quantile, lambda fpr: 1),
+    "peaks_over_threshold": Threshold(peaks_over_threshold, _excess_rows_needed),
+}

@@ -1,0 +1,259 @@
+"""The one training loop: all members of an ensemble at once, each on its own batches, each with its own early stopping."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.errors import TrainingError
+from vae_anomaly.vae import VAE
+
+__all__ = ["History", "Plan", "active_units", "train"]
+
+# Rows on which held-out terms are computed: enough for a mean, few enough to cost less than the steps between two checks.
+MAX_HELD_OUT = 2000
+MIN_STEPS_PER_CHECK = 25
+TERMS = ("elbo", "reconstruction", "kl")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: sizes, rates and when to stop."""
+
+    n_steps: int
+    batch_size: int = 256
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    beta: float = 1.0
+    warmup: float = 0.1
+    """Share of the steps over which the weight of the KL rises from 0 to ``beta``."""
+    patience: float = 0.3
+    """Share of the steps without a better held-out ELBO after which a member stops."""
+    n_mc_held_out: int = 4
+
+
+@dataclass(frozen=True)
+class History:
+    """Terms over the course of training, each of shape (n_checks, n_estimators), in nats.
+
+    ``elbo`` holds the bound with the weight beta on its KL term, which training maximises.
+    """
+
+    epoch: NDArray[np.float64]
+    train_elbo: NDArray[np.float64]
+    train_reconstruction: NDArray[np.float64]
+    train_kl: NDArray[np.float64]
+    val_elbo: NDArray[np.float64]
+    val_reconstruction: NDArray[np.float64]
+    val_kl: NDArray[np.float64]
+    best: NDArray[np.int64]
+    """Check whose weights each member kept, shape (n_estimators,)."""
+
+
+OnCheck = Callable[[float, float, float], None]
+"""Called with the share of the steps done, the epoch, and the held-out ELBO, mean over the members."""
+
+
+def train(
+    ensemble: Ensemble,
+    x: Tensor,
+    train_rows: Tensor,
+    held_out_rows: Tensor,
+    plan: Plan,
+    generators: Sequence[torch.Generator],
+    on_check: OnCheck | None = None,
+) -> History:
+    """Train all members in place, and leave each with the weights of its best held-out ELBO.
+
+    AdamW with a one-cycle learning rate, gradients clipped for each member, and the weight of the KL warmed up.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    x : Tensor of shape (n_samples, *event_shape)
+        Normal samples, on the ensemble's device.
+    train_rows, held_out_rows : LongTensor of shape (n_estimators, n)
+        Rows that each member trains on, and rows that decide when it stops.
+    plan : Plan
+    generators : sequence of torch.Generator
+        One for each member, on the CPU: order of batches and base samples.
+    on_check : callable, optional
+        Told of the progress.
+
+    Raises
+    ------
+    TrainingError
+        If a loss is not finite; the message says in which epoch and batch.
+    """
+    run = _Run(ensemble, x, train_rows, held_out_rows, plan, generators)
+    for first in range(0, plan.n_steps, run.steps_per_check):
+        run.advance(first, min(first + run.steps_per_check, plan.n_steps))
+        run.check()
+        if on_check is not None:
+            on_check(run.step / plan.n_steps, run.epoch, float(np.nanmean(run.held_out[-1][0])))
+        if run.stopped.all():
+            break
+    run.restore_best()
+    return run.history()
+
+
+class _Run:
+    """State of one training run."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        x: Tensor,
+        train_rows: Tensor,
+        held_out_rows: Tensor,
+        plan: Plan,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self.ensemble, self.x, self.plan, self.generators = ensemble, x, plan, generators
+        self.train_rows, self.held_out_x = train_rows, x[held_out_rows[:, :MAX_HELD_OUT]]
+        n_rows = train_rows.shape[1]
+        self.batch_size = min(plan.batch_size, n_rows)
+        self.steps_per_epoch = max(1, n_rows // self.batch_size)
+        self.steps_per_check = self.steps_per_epoch * math.ceil(MIN_STEPS_PER_CHECK / self.steps_per_epoch)
+        self.step = 0
+        self.held_out_eps = self._noise(plan.n_mc_held_out)[:, :, None]
+        self._batches: Tensor | None = None
+        self._make_optimizer()
+        m = ensemble.n_estimators
+        self.best_elbo = torch.full((m,), -math.inf, device=x.device)
+        self.best_check = torch.zeros(m, dtype=torch.long, device=x.device)
+        self.best_params = {name: value.detach().clone() for name, value in ensemble.params.items()}
+        self.stopped = torch.zeros(m, dtype=torch.bool, device=x.device)
+        self.epochs: list[float] = []
+        self.trained: list[NDArray[np.float64]] = []
+        self.held_out: list[NDArray[np.float64]] = []
+        self._sums = torch.zeros(len(TERMS), m, device=x.device)
+
+    def _make_optimizer(self) -> None:
+        plan = self.plan
+        self.optimizer = torch.optim.AdamW(
+            self.ensemble.params.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
+        )
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=plan.learning_rate, total_steps=plan.n_steps + 1, cycle_momentum=False
+        )
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training rows so far."""
+        return self.step / self.steps_per_epoch
+
+    def _noise(self, n: int) -> Tensor:
+        """Base samples of shape (n_estimators, n, latent_dim), each member's from its own generator."""
+        latent_dim = self.ensemble.skeleton.latent_dim
+        draws = [torch.randn(n, latent_dim, generator=generator) for generator in self.generators]
+        return torch.stack(draws).to(self.x.device)
+
+    def _next_rows(self) -> Tensor:
+        """Rows of the next batch, shape (n_estimators, batch_size); a new order for each epoch, the ragged end left out."""
+        within = self.step % self.steps_per_epoch
+        if within == 0 or self._batches is None:
+            n_rows = self.train_rows.shape[1]
+            orders = [torch.randperm(n_rows, generator=generator) for generator in self.generators]
+            self._batches = self.train_rows.gather(1, torch.stack(orders).to(self.x.device))
+        return self._batches[:, within * self.batch_size : (within + 1) * self.batch_size]
+
+    def advance(self, first: int, last: int) -> None:
+        """Take the steps from ``first`` up to ``last``."""
+        self._sums.zero_()
+        losses = torch.empty(last - first, self.ensemble.n_estimators, device=self.x.device)
+        warmup_steps = max(1.0, self.plan.warmup * self.plan.n_steps)
+        for self.step in range(first, last):
+            beta = self.plan.beta * min(1.0, (self.step + 1) / warmup_steps)
+            batch, eps = self.x[self._next_rows()], self._noise(self.batch_size)[:, None]
+            reconstruction, kl = self.ensemble.map(_mean_terms, batch, eps, in_dims=(0, 0))
+            loss = beta * kl - reconstruction
+            self.optimizer.zero_grad(set_to_none=True)
+            # Members share nothing, so the gradient of the sum holds the gradient of each.
+            loss.sum().backward()
+            self._clip_gradients()
+            self.optimizer.step()
+            self.scheduler.step()
+            losses[self.step - first] = loss.detach()
+            elbo = reconstruction - self.plan.beta * kl
+            self._sums += torch.stack([elbo, reconstruction, kl]).detach()
+        self.step = last
+        self._guard(losses, first)
+        self.trained.append(_to_numpy(self._sums / (last - first)))
+
+    def _clip_gradients(self) -> None:
+        """Scale the gradient of each member to a norm of at most ``max_grad_norm``, relative to the size of a sample."""
+        gradients = [value.grad for value in self.ensemble.params.values() if value.grad is not None]
+        norm = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients]).sum(dim=0).sqrt()
+        limit = self.plan.max_grad_norm * math.prod(self.ensemble.skeleton.event_shape)
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor.view(-1, *(1 for _ in gradient.shape[1:])))
+
+    def _guard(self, losses: Tensor, first: int) -> None:
+        """Stop at the first loss that is not finite; looked at once per check, so that no step waits for the device."""
+        bad = (~torch.isfinite(losses) & ~self.stopped).any(dim=1)
+        if bool(bad.any()):
+            step = first + int(bad.nonzero()[0, 0])
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            raise TrainingError(
+                f"Training stopped: the loss was not finite in epoch {epoch + 1}, batch {batch + 1}. "
+                "Lower learning_rate, raise min_scale, or look for extreme values in the training data."
+            )
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Compute the held-out terms, keep the weights of members that improved, and stop those that have not for long."""
+        reconstruction, kl = self.ensemble.map(_mean_terms, self.held_out_x, self.held_out_eps, in_dims=(0, 0))
+        elbo = reconstruction - self.plan.beta * kl
+        self.held_out.append(_to_numpy(torch.stack([elbo, reconstruction, kl])))
+        self.epochs.append(self.epoch)
+        better = (elbo > self.best_elbo) & ~self.stopped
+        self.best_elbo = torch.where(better, elbo, self.best_elbo)
+        self.best_check[better] = len(self.epochs) - 1
+        for name, value in self.ensemble.params.items():
+            chosen = better.view(-1, *(1 for _ in value.shape[1:]))
+            self.best_params[name] = torch.where(chosen, value.detach(), self.best_params[name])
+        warm = self.step >= self.plan.warmup * self.plan.n_steps
+        allowed = math.ceil(self.plan.patience * self.plan.n_steps / self.steps_per_check)
+        if warm:
+            self.stopped |= len(self.epochs) - 1 - self.best_check >= allowed
+
+    def restore_best(self) -> None:
+        """Give each member the weights of its best check."""
+        self.ensemble.params = {name: value.requires_grad_() for name, value in self.best_params.items()}
+
+    def history(self) -> History:
+        trained, held_out = np.stack(self.trained, axis=1), np.stack(self.held_out, axis=1)
+        return History(
+            np.array(self.epochs),
+            *trained,
+            *held_out,
+            best=self.best_check.cpu().numpy(),
+        )
+
+
+def _mean_terms(vae: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the samples of E[log p(x | z)] and of the KL divergence."""
+    terms = vae.terms(x, eps)
+    return terms.log_px_z.mean(), terms.kl.mean()
+
+
+def _to_numpy(values: Tensor) -> NDArray[np.float64]:
+    return values.double().cpu().numpy()
+
+
+def active_units(vae: VAE, x: Tensor) -> Tensor:
+    """Number of latent variables whose posterior mean varies over the samples by a variance above 0.01 [1]_.
+
+    References
+    ----------
+    .. [1] Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519
+    """
+    return (vae.encode(x).mean.var(dim=0, correction=0) > 0.01).sum()

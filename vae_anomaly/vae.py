@@ -1,0 +1,145 @@
+"""The variational autoencoder: encode, decode, and the terms that every bound and score is made of."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributions, nn
+from torch.distributions import Distribution, Independent, kl_divergence
+
+from vae_anomaly.likelihoods import LIKELIHOODS, Likelihood
+from vae_anomaly.nets import build_nets
+from vae_anomaly.priors import PRIORS, Prior, StandardNormal
+
+__all__ = ["VAE", "Terms"]
+
+# exp(logvar / 2) stays between 0.007 and 150: a posterior can neither become a point nor spread without end.
+MAX_LOGVAR = 10.0
+
+
+class Terms(NamedTuple):
+    """Log-densities of a batch, in nats, and the KL divergence of the posterior from the prior."""
+
+    log_px_z: Tensor
+    """log p(x | z), shape (n_mc, n_samples)."""
+    log_pz: Tensor
+    """log p(z), shape (n_mc, n_samples)."""
+    log_qz: Tensor
+    """log q(z | x), shape (n_mc, n_samples)."""
+    kl: Tensor
+    """KL(q(z | x) || p(z)), shape (n_samples,): in closed form where there is one, else the Monte Carlo mean."""
+
+
+class VAE(nn.Module):
+    """Variational autoencoder with a diagonal Gaussian posterior.
+
+    A missing entry of ``x`` is NaN. It is left out of the likelihood, and the encoder sees 0, the average, in its place.
+
+    Parameters
+    ----------
+    event_shape : sequence of int
+        Shape of one sample; ``(n_features,)`` for rows of a table.
+    latent_dim : int
+    likelihood : str or Likelihood, default="gaussian"
+        p(x | z), one of ``LIKELIHOODS``.
+    prior : str or Prior, default="standard_normal"
+        p(z), one of ``PRIORS``.
+    hidden : sequence of int, default=(128, 128)
+        Widths of the encoder's layers; the decoder mirrors them.
+    mask_input : bool, default=False
+        Show the encoder which entries are missing; worth its weights only where the training data have holes.
+    generator : torch.Generator, optional
+        Source of the initial weights; without one, torch's global generator.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vae = VAE((5,), latent_dim=2, generator=torch.Generator().manual_seed(0))
+    >>> x, eps = torch.zeros(3, 5), torch.zeros(1, 1, 2)
+    >>> vae.elbo(x, eps).shape
+    torch.Size([3])
+    """
+
+    missing_log_px: Tensor
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent_dim: int,
+        *,
+        likelihood: str | Likelihood = "gaussian",
+        prior: str | Prior = "standard_normal",
+        hidden: Sequence[int] = (128, 128),
+        mask_input: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.event_shape, self.latent_dim, self.mask_input = tuple(event_shape), latent_dim, mask_input
+        self.likelihood = LIKELIHOODS[likelihood](event_shape) if isinstance(likelihood, str) else likelihood
+        if isinstance(prior, str):
+            prior = PRIORS[prior](latent_dim, event_shape=self.event_shape, generator=generator)
+        self.prior = prior
+        n_extra = self.event_shape[0] if mask_input else 0
+        # Layers draw weights from the global generator before ours replaces them; its state is none of our business.
+        with torch.random.fork_rng(devices=[], enabled=generator is not None):
+            self.encoder, self.decoder = build_nets(
+                event_shape, latent_dim, self.likelihood.n_params, hidden, n_extra=n_extra, generator=generator
+            )
+        self._register_references()
+
+    def _register_references(self) -> None:
+        """Buffers that the end of ``fit`` fills with what is usual for normal samples."""
+        # What a missing entry contributes to log p(x | z): nothing while training; afterwards what the entry contributes
+        # on average, so that a hole neither raises nor lowers a score.
+        self.register_buffer("missing_log_px", torch.zeros(self.event_shape))
+        self.register_buffer("missing_error", torch.zeros(self.event_shape))
+        self.register_buffer("code_mean", torch.zeros(self.latent_dim))
+        self.register_buffer("code_precision", torch.eye(self.latent_dim))
+        self.register_buffer("usual_neg_elbo", torch.zeros(()))
+
+    def encode(self, x: Tensor) -> Distribution:
+        """Posterior q(z | x), of batch shape (n_samples,) and event shape (latent_dim,)."""
+        missing = torch.isnan(x)
+        seen = torch.where(missing, 0.0, x)
+        if self.mask_input:
+            seen = torch.cat([seen, missing.to(x.dtype)], dim=-1)
+        mu, raw_logvar = self.encoder(seen).chunk(2, dim=-1)
+        logvar = MAX_LOGVAR * torch.tanh(raw_logvar / MAX_LOGVAR)
+        return Independent(distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False), 1, validate_args=False)
+
+    def decode(self, z: Tensor) -> Distribution:
+        """Likelihood p(x | z)."""
+        px: Distribution = self.likelihood(self.decoder(z))
+        return px
+
+    def pz(self) -> Distribution:
+        """Prior p(z)."""
+        pz: Distribution = self.prior(self.encode)
+        return pz
+
+    def entries(self, px: Distribution, x: Tensor) -> Tensor:
+        """Contribution of each entry of ``x`` to log p(x | z), shape (..., *event_shape)."""
+        assert isinstance(px, Independent)
+        missing = torch.isnan(x)
+        log_px: Tensor = px.base_dist.log_prob(torch.where(missing, 0.0, x))
+        return torch.where(missing, self.missing_log_px, log_px)
+
+    def log_px_z(self, px: Distribution, x: Tensor) -> Tensor:
+        """log p(x | z) of the observed entries."""
+        axes = tuple(range(-len(self.event_shape), 0))
+        return self.entries(px, x).sum(dim=axes)
+
+    def terms(self, x: Tensor, eps: Tensor) -> Terms:
+        """Terms of the bounds for samples ``x`` (n_samples, *event_shape) and base samples ``eps`` (n_mc, 1, latent_dim)."""
+        qz = self.encode(x)
+        pz = self.pz()
+        z = qz.mean + qz.stddev * eps
+        log_pz, log_qz = pz.log_prob(z), qz.log_prob(z)  # type: ignore[no-untyped-call]
+        closed_form = isinstance(self.prior, StandardNormal)
+        kl = kl_divergence(qz, pz) if closed_form else (log_qz - log_pz).mean(dim=0)
+        return Terms(self.log_px_z(self.decode(z), x), log_pz, log_qz, kl)
+
+    def elbo(self, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Tensor:
+        r"""Evidence lower bound :math:`E_q \log p(x \mid z) - \beta\, KL(q \| p)` of each sample, in nats."""
+        terms = self.terms(x, eps)
+        return terms.log_px_z.mean(dim=0) - beta * terms.kl
