@@ -100,6 +100,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Mean of :meth:`explain` over held-out normal rows.
     n_rows_ : dict
         Rows trained on and rows held out for calibration.
+    notes_ : dict
+        Plain data that the model file carries along.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         Only when ``X`` was a data frame.
@@ -206,6 +208,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         held_out = encoded[calibration.numpy()]
         self._set_threshold(self._scores(held_out, SCORES[self.score_name]), self.threshold, self.fpr, strict=enough)
         self.usual_shares_ = self._shares(held_out[:MAX_REFERENCE_ROWS]).mean(axis=0)
+        self.notes_: dict[str, Any] = {}
         return self
 
     def _check_params(self) -> None:
@@ -393,8 +396,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def p_value(self, X: Any) -> Floats:
         """Conformal p-value of each row: how often a normal row scores as high or higher."""
+        return self.p_values_of(self.anomaly_score(X))
+
+    def p_values_of(self, scores: ArrayLike) -> Floats:
+        """Conformal p-values of anomaly scores that are known already."""
         check_is_fitted(self)
-        return p_values(self.calibration_scores_, self.anomaly_score(X))
+        return p_values(self.calibration_scores_, scores)
 
     def explain(self, X: Any, *, score_name: str | None = None) -> Floats:
         """Contribution of each feature to the anomaly score, shape (n_samples, n_features); each row sums to its score.
@@ -462,10 +469,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         path : path-like
         notes : dict, optional
-            Plain data to keep in the header under "notes".
+            Plain data to keep in the header; by default ``notes_``.
         """
         check_is_fitted(self)
-        model_state.save(self, path, notes or {})
+        model_state.save(self, path, self.notes_ if notes is None else notes)
 
 
 def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:

@@ -100,6 +100,7 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     detector.offset_ = -detector.threshold_
     detector.threshold_rule_ = {"name": header["threshold"]["name"], "fpr": header["threshold"]["fpr"]}
     detector.n_rows_ = {name: header["training"][f"n_{name}"] for name in ("train", "calibration")}
+    detector.notes_ = header["notes"]
     detector.n_features_in_ = len(detector.schema_.columns)
     if header["named_features"]:
         detector.feature_names_in_ = np.array([column.name for column in detector.schema_.columns], dtype=object)

@@ -303,6 +303,7 @@ def _encode_column(column: Column, values: "pd.Series[Any]") -> NDArray[Any]:
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             raise CellError(row, f"column {column.name!r}: {_shown(values.iloc[row])} is not a number.")
+    _refuse_infinite(column.name, numbers)
     if column.kind == "binary":
         return _codes(column, numbers)[:, None]
     scaled = (numbers - column.center) / column.scale

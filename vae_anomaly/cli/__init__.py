@@ -1,0 +1,114 @@
+"""The command line: ``vae-anomaly VERB``. One file for each verb; this one holds the group and the exit codes."""
+
+import sys
+import warnings
+from importlib import import_module
+from typing import Any
+
+import click
+
+from vae_anomaly.errors import CalibrationWarning, PosteriorCollapseWarning
+
+__all__ = ["cli", "main"]
+
+# What each verb does stands here, so that the list of verbs loads none of them.
+VERBS = {
+    "fit": "Learn what normal rows look like.",
+    "score": "Score new rows and flag the anomalies.",
+    "calibrate": "Set the threshold anew from more normal rows.",
+    "report": "Write ROC and precision-recall figures for labelled rows.",
+    "inspect": "Show what a model file holds.",
+    "sample": "Draw new rows from a model.",
+    "demo": "Run fit, score and report on bundled data.",
+}
+
+
+class CliError(click.ClickException):
+    """An error with a sentence for the user and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Verbs(click.Group):
+    """Loads a verb when it is used, and turns errors into sentences and exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        verb: click.Command = import_module(f"vae_anomaly.cli.{cmd_name}").command
+        return verb
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for category in (CalibrationWarning, PosteriorCollapseWarning):
+                    warnings.simplefilter("always", category)
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            raise _as_cli_error(error) from error
+
+
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+def _as_cli_error(error: Exception) -> CliError:
+    code = getattr(error, "exit_code", None)
+    if code is not None:
+        return CliError(str(error), code)
+    if isinstance(error, ImportError) and error.name:
+        return CliError(f"The package {error.name!r} is missing. Install it with: pip install {error.name}", 5)
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return CliError(f"{error.strerror or error}{where}", 1)
+    if isinstance(error, MemoryError):
+        return CliError("Not enough memory for this table.", 1)
+    if isinstance(error, ValueError):
+        return CliError(str(error), 2)
+    text = f"Unexpected {type(error).__name__}: {error}. Run `vae-anomaly --debug ...` for the traceback."
+    return CliError(text, 1)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vae-anomaly")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """Anomaly detection with variational autoencoders that are trained on normal data only.
+
+    \b
+      vae-anomaly fit    normal.csv                       -o pump.safetensors
+      vae-anomaly score  pump.safetensors new.csv         -o scores.csv
+      vae-anomaly report pump.safetensors labelled.csv --label anomaly -o reports/pump.html
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        status = cli.main(prog_name="vae-anomaly", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted; no output was changed.", err=True)
+        status = 130
+    except BrokenPipeError:
+        # The reader of our output (`head`, say) has gone; what it wanted it has.
+        sys.stderr.close()
+        status = 0
+    sys.exit(status if isinstance(status, int) else 0)

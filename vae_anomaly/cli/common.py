@@ -1,0 +1,224 @@
+"""What the verbs share: options, checks of outputs, reading of tables."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vae_anomaly.data import Data
+    from vae_anomaly.detector import VAEDetector
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+REGISTRIES = {
+    "likelihood": ("likelihoods", "LIKELIHOODS"),
+    "prior": ("priors", "PRIORS"),
+    "score": ("scores", "SCORES"),
+    "threshold": ("thresholds", "THRESHOLDS"),
+}
+
+
+def registry(what: str) -> dict[str, Any]:
+    """Registry of likelihoods, priors, scores or thresholds."""
+    from importlib import import_module
+
+    module, name = REGISTRIES[what]
+    entries: dict[str, Any] = getattr(import_module(f"vae_anomaly.{module}"), name)
+    return entries
+
+
+class NameType(click.ParamType):
+    """Name of an entry of a registry, which is only imported when a name is checked or help is shown."""
+
+    def __init__(self, what: str, also: Sequence[str] = ()) -> None:
+        self.name, self.also = what, tuple(also)
+
+    def _known(self) -> dict[str, Any]:
+        return {**dict.fromkeys(self.also), **registry(self.name)}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from vae_anomaly.errors import look_up
+
+        try:
+            look_up(self.name, value, self._known())
+        except ValueError as error:
+            raise click.UsageError(str(error), ctx) from None
+        return value
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(self._known())}]"
+
+
+class Fraction(click.ParamType):
+    """Number strictly between 0 and 1."""
+
+    name = "fraction"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not 0.0 < number < 1.0:
+            option = param.opts[-1] if param else "value"
+            raise click.UsageError(f"{option} {value}: must be a number between 0 and 1, both excluded.", ctx)
+        return number
+
+
+def table_options(*, label: bool) -> Callable[[Command], Command]:
+    """Options that say which columns of a table are not features."""
+    options = [
+        click.option("--id", "id_column", metavar="COLUMN", help="Column that names the rows; not a feature."),
+        click.option("--drop", metavar="COLUMN", multiple=True, help="Column to leave out (repeatable)."),
+        click.option("--delimiter", metavar="CHAR", help="Cell separator of CSV files [default: found by itself]."),
+    ]
+    if label:
+        options = [
+            click.option("--label", metavar="COLUMN", help="Column that says which rows are normal; not a feature."),
+            click.option(
+                "--normal-value",
+                metavar="VALUE",
+                multiple=True,
+                help="Value of the label that means normal (repeatable) [default: 0, with 1 for anomalies].",
+            ),
+            *options,
+        ]
+    return _all(options)
+
+
+def run_options(command: Command) -> Command:
+    """Options of every verb that works."""
+    return _all(
+        [
+            click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON to standard output."),
+            click.option("-q", "--quiet", is_flag=True, help="No progress and no summary."),
+        ]
+    )(command)
+
+
+def overwrite_option(command: Command) -> Command:
+    """Option that allows an existing output."""
+    return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(command)
+
+
+def device_option(command: Command) -> Command:
+    """Option that picks the device."""
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")(command)
+
+
+def _all(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def check_output(path: str, overwrite: bool, option: str = "-o") -> None:
+    """Refuse, before any work is done, an output that could not be written or would replace a file."""
+    if path == "-":
+        return
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise click.UsageError(f"{option} {path}: the folder {str(folder)!r} does not exist. Create it first.")
+    if Path(path).is_dir():
+        raise click.UsageError(f"{option} {path}: this is a folder; name a file in it.")
+    if Path(path).exists() and not overwrite:
+        raise click.UsageError(f"{option} {path}: the file exists. Add --overwrite to replace it, or name another file.")
+    if not os.access(folder, os.W_OK):
+        raise click.UsageError(f"{option} {path}: no permission to write in {str(folder)!r}.")
+
+
+def read_data(path: str, **options: Any) -> "Data":
+    """Table at ``path``; ``-`` is standard input."""
+    from vae_anomaly.data import read
+
+    options["id"] = options.pop("id_column", None)
+    return read(path, **options)
+
+
+def load_detector(path: str, device: str = "cpu") -> "VAEDetector":
+    """Detector from a model file."""
+    from vae_anomaly.detector import load
+
+    check_device(device)
+    return load(path, device=device)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have."""
+    import torch
+
+    try:
+        if device != "auto":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise click.UsageError(f"--device {device}: this machine has no such device. Use auto or cpu.") from None
+
+
+def text_columns(detector: "VAEDetector") -> tuple[str, ...]:
+    """Columns that the model knows as text; "007" must not be read as a number there."""
+    return tuple(column.name for column in detector.schema_.columns if column.dtype == "text")
+
+
+def tell(quiet: bool, message: str) -> None:
+    """A line for people, on standard error."""
+    if not quiet:
+        click.echo(message, err=True)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """A JSON document on standard output; numbers that are not finite become null."""
+    click.echo(json.dumps(_finite(document), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
+
+
+@contextmanager
+def progress(quiet: bool) -> "Iterator[Callable[[float, float, float], None] | None]":
+    """Progress bar with epoch, held-out ELBO and time left; silent where standard error is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    length = 1000
+    status = {"text": ""}
+    bar: AbstractContextManager[Any] = click.progressbar(
+        length=length, label="Training", file=sys.stderr, show_eta=True, item_show_func=lambda _: status["text"]
+    )
+    with bar as shown:
+
+        def on_check(done: float, epoch: float, elbo: float) -> None:
+            status["text"] = f"epoch {epoch:.0f}, held-out ELBO {elbo:.2f} nats"
+            shown.update(int(done * length) - shown.pos, status["text"])
+
+        yield on_check
+        # Early stopping ends before the last step.
+        shown.update(length - shown.pos, status["text"])
+
+
+def promise(detector: "VAEDetector") -> str:
+    """What the threshold promises, in one sentence."""
+    rule, n = detector.threshold_rule_, len(detector.calibration_scores_)
+    share = f"{100 * rule['fpr']:g} %"
+    if rule["name"] == "conformal":
+        return f"at most {share} of normal rows flagged on average (conformal, {n} calibration rows)"
+    if rule["name"] == "quantile":
+        return f"{share} of the {n} calibration rows flagged; no promise for new rows (plain quantile)"
+    return f"{share} of normal rows flagged, by extrapolation from {n} calibration rows (peaks over threshold)"

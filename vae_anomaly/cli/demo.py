@@ -1,0 +1,51 @@
+"""vae-anomaly demo: the tour, on data that scikit-learn brings along."""
+
+from pathlib import Path
+
+import click
+
+from vae_anomaly.cli.common import tell
+
+
+@click.command("demo")
+@click.argument("samples", nargs=-1, metavar="[SAMPLE]...")
+@click.option("-o", "--output", default="vae-anomaly-demo", show_default=True, metavar="FOLDER", help="Folder for all files.")
+@click.option("--fpr", default="0.05", show_default=True, help="Share of normal rows that may be flagged.")
+@click.pass_context
+def command(ctx: click.Context, samples: tuple[str, ...], output: str, fpr: str) -> None:
+    """Fit, score and report on bundled data: digits (0 is normal) and breast-cancer (benign is normal), or one of them.
+
+    The rest of the command line does the work; each command is shown as it is run.
+    """
+    from vae_anomaly.data.samples import SAMPLES
+    from vae_anomaly.errors import look_up
+
+    for sample in samples:
+        look_up("sample", sample, SAMPLES)
+    if not Path(output).resolve().parent.is_dir():
+        raise click.UsageError(f"-o {output}: the folder {str(Path(output).parent)!r} does not exist. Create it first.")
+    for sample in samples or sorted(SAMPLES):
+        _tour(ctx.find_root().command, sample, Path(output) / sample, fpr)
+
+
+def _tour(group: click.Command, sample: str, folder: Path, fpr: str) -> None:
+    from vae_anomaly.atomic import replacing
+    from vae_anomaly.data.samples import SAMPLES, split_sample
+    from vae_anomaly.data.tabular import write_table
+
+    folder.mkdir(parents=True, exist_ok=True)
+    info = SAMPLES[sample]()[1]
+    train, test = split_sample(sample)
+    for name, frame in (("train.csv", train), ("test.csv", test)):
+        with replacing(folder / name) as temporary:
+            write_table(frame, temporary, format=".csv")
+    tell(False, f"\n{info.title}: {len(train)} normal rows to train on, {len(test)} rows to test on.")
+    model = str(folder / "model.safetensors")
+    for arguments in (
+        ["fit", str(folder / "train.csv"), "-o", model, "--fpr", fpr, "--overwrite"],
+        ["score", model, str(folder / "test.csv"), "--drop", "anomaly", "-o", str(folder / "scores.csv"), "--overwrite"],
+        ["report", model, str(folder / "test.csv"), "--label", "anomaly", "-o", str(folder), "--overwrite"],
+    ):
+        tell(False, f"\n$ vae-anomaly {' '.join(arguments)}")
+        group.main(arguments, prog_name="vae-anomaly", standalone_mode=False)
+    tell(False, f"\nOpen {folder / 'report.html'} in a browser.")

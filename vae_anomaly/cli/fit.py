@@ -1,0 +1,153 @@
+"""vae-anomaly fit: normal rows in, model file out."""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vae_anomaly.cli.common import (
+    Fraction,
+    NameType,
+    check_device,
+    check_output,
+    device_option,
+    overwrite_option,
+    print_json,
+    progress,
+    promise,
+    read_data,
+    run_options,
+    table_options,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from vae_anomaly.data import Data
+    from vae_anomaly.detector import VAEDetector
+
+
+@click.command("fit")
+@click.argument("data", metavar="DATA")
+@click.option("-o", "--output", required=True, metavar="MODEL", help="Model file to write (.safetensors).")
+@table_options(label=True)
+@click.option("--categorical", metavar="COLUMN", multiple=True, help="Column of codes, not quantities (repeatable).")
+@click.option("--fpr", type=Fraction(), default=0.05, show_default=True, help="Share of normal rows that may be flagged.")
+@click.option("--threshold", type=NameType("threshold"), default="conformal", show_default=True)
+@click.option("--score", "score_name", type=NameType("score"), default="neg_log_px_z", show_default=True)
+@click.option("--likelihood", type=NameType("likelihood", ["auto"]), default="auto", show_default=True)
+@click.option("--prior", type=NameType("prior"), default="standard_normal", show_default=True)
+@click.option("--estimators", "n_estimators", type=click.IntRange(1), default=4, show_default=True, help="Ensemble members.")
+@click.option("--latent-dim", type=click.IntRange(1), help="Latent variables [default: as many as columns, at most 128].")
+@click.option("--hidden", default="128,128", show_default=True, help="Widths of the encoder's layers.")
+@click.option("--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
+@click.option("--min-scale", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True)
+@click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps [default: 1500 to 6000, by rows].")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=3e-3, show_default=True)
+@click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True)
+@device_option
+@overwrite_option
+@run_options
+def command(
+    data: str,
+    output: str,
+    label: str | None,
+    normal_value: tuple[str, ...],
+    id_column: str | None,
+    drop: tuple[str, ...],
+    delimiter: str | None,
+    categorical: tuple[str, ...],
+    hidden: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **params: Any,
+) -> None:
+    """Learn what normal rows look like, from DATA (CSV, Parquet, .npy, .npz, a folder of them, or - for standard input).
+
+    With --label, only the rows labelled normal are trained on. A fifth of the rows is held out to set the threshold.
+    """
+    check_output(output, overwrite)
+    check_device(params["device"])
+    table = read_data(
+        data,
+        label=label,
+        normal_value=normal_value,
+        id_column=id_column,
+        drop=drop,
+        delimiter=delimiter,
+        text_columns=categorical,
+    )
+    unknown = [name for name in categorical if name not in table.X.columns]
+    if unknown:
+        raise click.UsageError(f"--categorical {unknown[0]}: {table.name} has no such column.")
+    normal = table.normal()
+    detector = _fit(normal, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
+    notes = {"data": table.name, "left_out_columns": list(table.dropped), "id": id_column}
+    detector.save(output, notes=notes)
+    summary = _summary(detector, table, normal, output)
+    _tell_summary(quiet, detector, summary)
+    if as_json:
+        print_json(summary)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        widths = tuple(int(width) for width in text.split(",") if width.strip())
+    except ValueError:
+        widths = (0,)
+    if any(width < 1 for width in widths):
+        raise click.UsageError(f"--hidden {text}: write positive widths with commas, such as 128,128.")
+    return widths
+
+
+def _fit(normal: "Data", quiet: bool, **params: Any) -> "VAEDetector":
+    from vae_anomaly.detector import VAEDetector
+    from vae_anomaly.errors import CalibrationWarning, DataError
+    from vae_anomaly.predictions import located
+
+    detector = VAEDetector(**params)
+    with warnings.catch_warnings(), located(normal), progress(quiet) as on_check:
+        # In the shell nobody would see a model that never flags anything for what it is.
+        warnings.simplefilter("error", CalibrationWarning)
+        try:
+            detector.fit(normal.X, on_check=on_check)
+        except CalibrationWarning as warning:
+            raise DataError(f"{normal.name}: {warning}") from None
+    return detector
+
+
+def _summary(detector: "VAEDetector", table: "Data", normal: "Data", output: str) -> dict[str, Any]:
+    n_rows = len(table.X)
+    return {
+        "model": output,
+        "rows": n_rows,
+        "normal_rows": len(normal.X),
+        "anomalies_left_out": 0 if table.y is None else int((table.y == 1).sum()),
+        "unlabelled_left_out": 0 if table.y is None else int((table.y == -1).sum()),
+        "trained_on": detector.n_rows_["train"],
+        "calibrated_on": detector.n_rows_["calibration"],
+        "threshold": detector.threshold_,
+        "fpr": detector.threshold_rule_["fpr"],
+        "active_units": [int(count) for count in detector.active_units_],
+        "notes": detector.schema_.notes(),
+    }
+
+
+def _tell_summary(quiet: bool, detector: "VAEDetector", summary: dict[str, Any]) -> None:
+    for note in summary["notes"]:
+        tell(quiet, note)
+    left_out = [
+        f"{summary[key]} {what}"
+        for key, what in (("anomalies_left_out", "labelled anomalies"), ("unlabelled_left_out", "rows without a label"))
+        if summary[key]
+    ]
+    also = f"; left out {' and '.join(left_out)}" if left_out else ""
+    tell(quiet, f"Fitted on {summary['normal_rows']} normal rows{also}.")
+    tell(
+        quiet,
+        f"Trained on {summary['trained_on']} of them, {detector.n_estimators} members, "
+        f"{detector.active_units_.mean():.3g} of {detector.architecture_['latent_dim']} latent units active.",
+    )
+    tell(quiet, f"Threshold {detector.threshold_:.6g}: {promise(detector)}.")
+    tell(quiet, f"Wrote {summary['model']}.")

@@ -1,0 +1,69 @@
+"""vae-anomaly inspect: what a model file holds, from its header alone."""
+
+from typing import Any
+
+import click
+
+from vae_anomaly.cli.common import print_json
+
+
+@click.command("inspect")
+@click.argument("model", metavar="MODEL")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole header as JSON.")
+def command(model: str, as_json: bool) -> None:
+    """Show schema, threshold, training summary and versions of MODEL; the network is not built."""
+    from vae_anomaly.persistence import load_model
+
+    header, _ = load_model(model)
+    if as_json:
+        print_json(header)
+        return
+    for title, rows in _sections(header).items():
+        click.echo(title)
+        for name, value in rows.items():
+            click.echo(f"  {name:<22} {value}")
+
+
+def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    params, threshold, training = header["params"], header["threshold"], header["training"]
+    units = training["active_units"]
+    return {
+        "Model": {
+            "score": params["score_name"],
+            "likelihood": params["likelihood"],
+            "prior": params["prior"],
+            "members": params["n_estimators"],
+            "latent variables": header["architecture"]["latent_dim"],
+            "hidden layers": ", ".join(map(str, params["hidden"])) or "none",
+            "parameters": f"{training['n_parameters']:,}",
+            "seed": params["random_state"],
+        },
+        "Threshold": {
+            "value": f"{threshold['value']:.6g}",
+            "rule": threshold["name"],
+            "false-alarm rate": f"{100 * threshold['fpr']:g} %",
+            "calibration rows": f"{header['n_calibration']:,}",
+        },
+        "Training": {
+            "data": header["notes"].get("data", "-"),
+            "fingerprint": header["fingerprint"][:16],
+            "rows": f"{training['n_train']:,}",
+            "epochs": f"{training['epochs']:g}",
+            "held-out ELBO": f"{training['held_out_elbo']:.3f} nats",
+            "reconstruction": f"{training['held_out_reconstruction']:.3f} nats",
+            "KL": f"{training['held_out_kl']:.3f} nats",
+            "active units": f"{', '.join(map(str, units))} (by member)",
+        },
+        f"Columns ({len(header['schema'])})": {column["name"]: _column(column) for column in header["schema"]},
+        "Versions": {"format": header["format_version"], **header["versions"]},
+    }
+
+
+def _column(column: dict[str, Any]) -> str:
+    if column["kind"] == "ignored":
+        return "ignored"
+    if column["kind"] == "real":
+        return f"real, {column['low']:g} to {column['high']:g}"
+    values = column["values"]
+    shown = ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
+    return f"{column['kind']}, {len(values)} values: {shown}"

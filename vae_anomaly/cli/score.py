@@ -1,0 +1,115 @@
+"""vae-anomaly score: model and new rows in, predictions table out."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vae_anomaly.cli.common import (
+    Fraction,
+    NameType,
+    check_output,
+    device_option,
+    load_detector,
+    overwrite_option,
+    print_json,
+    read_data,
+    run_options,
+    table_options,
+    tell,
+    text_columns,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vae_anomaly.data import Data
+    from vae_anomaly.predictions import Aligned
+
+GATE_FAILED = 6
+
+
+@click.command("score")
+@click.argument("model", metavar="MODEL")
+@click.argument("data", metavar="DATA")
+@click.option("-o", "--output", default="-", metavar="FILE", help="CSV or Parquet file [default: CSV to standard output].")
+@click.option("--scores", "score_names", type=NameType("score"), multiple=True, help="Further score to add (repeatable).")
+@click.option("--top", "n_top", type=click.IntRange(0), default=3, show_default=True, help="Features to name for each row.")
+@click.option("--fail-above-rate", type=Fraction(), help="Exit with 6 if a larger share of the rows is flagged.")
+@table_options(label=False)
+@device_option
+@overwrite_option
+@run_options
+def command(
+    model: str,
+    data: str,
+    output: str,
+    score_names: tuple[str, ...],
+    n_top: int,
+    fail_above_rate: float | None,
+    id_column: str | None,
+    drop: tuple[str, ...],
+    delimiter: str | None,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Score the rows of DATA with MODEL and write one line for each: score, p-value, verdict and the features behind it."""
+    from vae_anomaly.data.tabular import table_format
+    from vae_anomaly.predictions import predict_table
+
+    if output == "-" and as_json:
+        raise click.UsageError("--json and the predictions both go to standard output; name a file with -o.")
+    check_output(output, overwrite)
+    file_format = ".csv" if output == "-" else table_format(output)
+    detector = load_detector(model, device)
+    table = read_data(data, id_column=id_column, drop=drop, delimiter=delimiter, text_columns=text_columns(detector))
+    predictions, aligned = predict_table(detector, table, score_names=score_names, n_top=n_top)
+    _write(predictions, output, file_format)
+    summary = _summary(predictions, aligned, table, output)
+    _tell_summary(quiet, summary, aligned)
+    if as_json:
+        print_json(summary)
+    if fail_above_rate is not None and summary["flagged_share"] > fail_above_rate:
+        tell(False, f"{summary['flagged_share']:.2%} of the rows are flagged, more than --fail-above-rate {fail_above_rate}.")
+        raise click.exceptions.Exit(GATE_FAILED)
+
+
+def _write(predictions: "pd.DataFrame", output: str, file_format: str) -> None:
+    from vae_anomaly.atomic import replacing
+    from vae_anomaly.data.tabular import write_table
+
+    if output == "-":
+        predictions.to_csv(sys.stdout, index=False, lineterminator="\n")
+        return
+    with replacing(output) as temporary:
+        write_table(predictions, temporary, format=file_format)
+
+
+def _summary(predictions: "pd.DataFrame", aligned: "Aligned", table: "Data", output: str) -> dict[str, Any]:
+    n_rows, n_scored = len(predictions), int((aligned.reasons == "").sum())
+    n_flagged = int(predictions["is_anomaly"].fillna(0).sum())
+    return {
+        "data": table.name,
+        "output": output,
+        "rows": n_rows,
+        "scored": n_scored,
+        "flagged": n_flagged,
+        "flagged_share": n_flagged / n_scored if n_scored else 0.0,
+        "not_scored": n_rows - n_scored,
+        "ignored_columns": list(aligned.extra),
+    }
+
+
+def _tell_summary(quiet: bool, summary: dict[str, Any], aligned: "Aligned") -> None:
+    if aligned.extra:
+        names = ", ".join(repr(name) for name in aligned.extra[:10])
+        more = f" and {len(aligned.extra) - 10} more" if len(aligned.extra) > 10 else ""
+        tell(quiet, f"Ignored columns that the model does not know: {names}{more}.")
+    if summary["not_scored"]:
+        first = next(reason for reason in aligned.reasons if reason)
+        tell(quiet, f"{summary['not_scored']} rows can't be scored; column 'reason' says why (the first: {first}).")
+    tell(quiet, f"Flagged {summary['flagged']} of {summary['scored']} rows ({summary['flagged_share']:.2%}).")
+    if summary["output"] != "-":
+        tell(quiet, f"Wrote {summary['output']}.")

@@ -1,0 +1,398 @@
+"""How well scores separate labelled anomalies from normal rows, each figure with its interval."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+
+from vae_anomaly.errors import DataError
+
+__all__ = [
+    "Band",
+    "Confusion",
+    "Evaluation",
+    "Interval",
+    "PrecisionRecallCurve",
+    "RocCurve",
+    "evaluate",
+    "pr_table",
+    "roc_table",
+    "to_json",
+]
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+# With fewer rows of a class than this, an interval says little and the evaluation has a note about it.
+FEW_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with the interval that its sampling error leaves open.
+
+    Attributes
+    ----------
+    value : float or None
+        The figure; None where it is not defined, as precision is when no row is flagged.
+    low, high : float or None
+        Ends of the interval; None where none was computed.
+    method : str
+        How the interval came about, and its confidence.
+
+    Examples
+    --------
+    >>> Interval(0.9, 0.8, 0.95, "Wilson, 95 %").low
+    0.8
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    method: str
+
+
+class RocCurve(NamedTuple):
+    """False-alarm rate and recall at falling thresholds; the first threshold is infinite and flags nothing."""
+
+    fpr: Floats
+    tpr: Floats
+    thresholds: Floats
+
+
+class PrecisionRecallCurve(NamedTuple):
+    """Recall and precision at rising thresholds; the last pair, (0, 1), belongs to no threshold."""
+
+    recall: Floats
+    precision: Floats
+    thresholds: Floats
+
+
+class Band(NamedTuple):
+    """Pointwise bootstrap interval of the recall at each false-alarm rate."""
+
+    fpr: Floats
+    low: Floats
+    high: Floats
+
+
+class Confusion(NamedTuple):
+    """Numbers of normal rows passed and flagged, and of anomalies missed and caught."""
+
+    tn: int
+    fp: int
+    fn: int
+    tp: int
+
+
+# eq=False: arrays have no truth value, so a generated __eq__ would raise.
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything that labels say about scores and a threshold; made by :func:`evaluate`.
+
+    Attributes
+    ----------
+    y : ndarray of shape (n_samples,)
+        1 for an anomaly, 0 for normal.
+    scores : ndarray of shape (n_samples,)
+        Anomaly scores. Higher is more anomalous.
+    threshold : float
+        Rows with a score above it are flagged.
+    n_normal, n_anomalies : int
+        Rows of each class.
+    roc : RocCurve
+        ``fpr``, ``tpr`` and ``thresholds``, as of :func:`sklearn.metrics.roc_curve`.
+    pr : PrecisionRecallCurve
+        ``recall``, ``precision`` and ``thresholds``, as of :func:`sklearn.metrics.precision_recall_curve`.
+    roc_band : Band or None
+        Pointwise interval around the ROC curve; None without resamples.
+    roc_auc, average_precision : Interval
+        Areas, which don't depend on the threshold, with percentile intervals of a stratified bootstrap.
+    confusion : Confusion
+        ``tn``, ``fp``, ``fn``, ``tp`` at the threshold.
+    false_alarm_rate, recall, precision : Interval
+        Shares at the threshold, with Wilson intervals.
+    f1 : float
+        Harmonic mean of recall and precision at the threshold.
+    notes : tuple of str
+        Sentences about what these rows can't tell.
+    """
+
+    y: NDArray[np.int8]
+    scores: Floats
+    threshold: float
+    n_normal: int
+    n_anomalies: int
+    roc: RocCurve
+    pr: PrecisionRecallCurve
+    roc_band: Band | None
+    roc_auc: Interval
+    average_precision: Interval
+    confusion: Confusion
+    false_alarm_rate: Interval
+    recall: Interval
+    precision: Interval
+    f1: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        """Number of evaluated rows."""
+        return len(self.y)
+
+    @property
+    def prevalence(self) -> float:
+        """Share of anomalies among the rows, which is the precision of flagging at random."""
+        return self.n_anomalies / self.n_rows
+
+
+def evaluate(
+    y: ArrayLike,
+    scores: ArrayLike,
+    threshold: float,
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int | None = None,
+) -> Evaluation:
+    """Areas, rates and curves of scores against labels, with their intervals.
+
+    The bootstrap draws normal rows and anomalies separately, so each resample has as many of either as the data.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        1 for an anomaly, 0 for normal.
+    scores : array-like of shape (n_samples,)
+        Anomaly scores. Higher is more anomalous; infinite is allowed.
+    threshold : float
+        Rows with a score above it are flagged.
+    seed : int
+        Seed of the bootstrap.
+    confidence : float in (0, 1)
+        Confidence of every interval.
+    n_resamples : int, optional
+        Bootstrap resamples: 1000 for up to 20,000 rows and 200 above, unless given. With 0 the areas have no interval.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ValueError
+        If a score is NaN, a label is neither 0 nor 1, or the lengths differ.
+    DataError
+        If all rows are of one class.
+
+    Examples
+    --------
+    >>> evaluation = evaluate([0, 0, 0, 1, 1], [0.1, 0.4, 0.3, 0.35, 0.9], threshold=0.5)
+    >>> round(evaluation.roc_auc.value, 4)
+    0.8333
+    >>> evaluation.confusion
+    Confusion(tn=3, fp=0, fn=1, tp=1)
+    >>> evaluation.recall
+    Interval(value=0.5, low=0.09453120573423074, high=0.9054687942657693, method='Wilson, 95 %')
+    """
+    labels, values = _checked(y, scores)
+    threshold = float(threshold)
+    if np.isnan(threshold):
+        raise ValueError("The threshold is NaN. Give a number; rows with a score above it are flagged.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} must lie between 0 and 1, such as 0.95.")
+    if n_resamples is None:
+        n_resamples = 1000 if len(labels) <= 20_000 else 200
+    if n_resamples < 0:
+        raise ValueError(f"n_resamples={n_resamples} must be 0 or more.")
+
+    # The figures depend on the order of the scores alone; their ranks keep ties and are finite where a score is not.
+    distinct, ranks = np.unique(values, return_inverse=True)
+    normals, anomalies = _counts(ranks[labels == 0], len(distinct)), _counts(ranks[labels == 1], len(distinct))
+    areas = np.array([_roc_auc(normals, anomalies), _average_precision(normals, anomalies)])
+    roc_auc, average_precision, band = _bootstrap(
+        areas, labels, ranks, np.random.default_rng(seed), n_resamples, confidence
+    )
+
+    fpr, tpr, at = roc_curve(labels, ranks)
+    roc = RocCurve(fpr, tpr, np.concatenate([[np.inf], distinct[at[1:].astype(int)]]))
+    precision, recall, at = precision_recall_curve(labels, ranks, drop_intermediate=True)
+    pr = PrecisionRecallCurve(recall, precision, distinct[at.astype(int)])
+
+    tn, fp, fn, tp = (int(n) for n in confusion_matrix(labels, values > threshold, labels=[0, 1]).ravel())
+    return Evaluation(
+        y=labels,
+        scores=values,
+        threshold=threshold,
+        n_normal=tn + fp,
+        n_anomalies=fn + tp,
+        roc=roc,
+        pr=pr,
+        roc_band=band,
+        roc_auc=roc_auc,
+        average_precision=average_precision,
+        confusion=Confusion(tn, fp, fn, tp),
+        false_alarm_rate=_share(fp, tn + fp, confidence),
+        recall=_share(tp, fn + tp, confidence),
+        precision=_share(tp, tp + fp, confidence) if tp + fp else Interval(None, None, None, "no row is flagged"),
+        f1=2 * tp / (2 * tp + fp + fn),
+        notes=_notes(len(distinct), tn + fp, fn + tp, float(areas[0]), threshold, n_resamples),
+    )
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Figures of an evaluation as plain numbers, ready for ``metrics.json``.
+
+    A threshold that is not finite becomes None, because JSON has no infinity.
+
+    Examples
+    --------
+    >>> metrics = to_json(evaluate([0, 0, 1], [1.0, 2.0, 3.0], threshold=2.5))
+    >>> metrics["recall"]["value"], metrics["n_rows"], metrics["confusion"]
+    (1.0, 3, {'tn': 2, 'fp': 0, 'fn': 0, 'tp': 1})
+    """
+    names = ("roc_auc", "average_precision", "recall", "precision", "false_alarm_rate")
+    intervals: dict[str, Interval] = {name: getattr(evaluation, name) for name in names}
+    intervals["f1"] = Interval(evaluation.f1, None, None, "no interval")
+    return {
+        **{name: {"value": i.value, "low": i.low, "high": i.high, "method": i.method} for name, i in intervals.items()},
+        "threshold": evaluation.threshold if np.isfinite(evaluation.threshold) else None,
+        "confusion": evaluation.confusion._asdict(),
+        "n_rows": evaluation.n_rows,
+        "n_normal": evaluation.n_normal,
+        "n_anomalies": evaluation.n_anomalies,
+    }
+
+
+def roc_table(evaluation: Evaluation) -> Mapping[str, Floats]:
+    """Columns ``fpr``, ``tpr``, ``threshold`` of the ROC curve; the first threshold is infinite.
+
+    Examples
+    --------
+    >>> {name: column.tolist() for name, column in roc_table(evaluate([0, 1], [1.0, 2.0], threshold=1.5)).items()}
+    {'fpr': [0.0, 0.0, 1.0], 'tpr': [0.0, 1.0, 1.0], 'threshold': [inf, 2.0, 1.0]}
+    """
+    return {"fpr": evaluation.roc.fpr, "tpr": evaluation.roc.tpr, "threshold": evaluation.roc.thresholds}
+
+
+def pr_table(evaluation: Evaluation) -> Mapping[str, Floats]:
+    """Columns ``recall``, ``precision``, ``threshold`` of the precision-recall curve; the last threshold is infinite.
+
+    Examples
+    --------
+    >>> {name: column.tolist() for name, column in pr_table(evaluate([0, 1], [1.0, 2.0], threshold=1.5)).items()}
+    {'recall': [1.0, 1.0, 0.0], 'precision': [0.5, 1.0, 1.0], 'threshold': [1.0, 2.0, inf]}
+    """
+    recall, precision, thresholds = evaluation.pr
+    return {"recall": recall, "precision": precision, "threshold": np.append(thresholds, np.inf)}
+
+
+def _checked(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int8], Floats]:
+    """Labels and scores as arrays of one length with both classes."""
+    given, values = np.asarray(y), np.asarray(scores, dtype=np.float64)
+    if given.ndim != 1 or values.ndim != 1:
+        raise ValueError(f"y and scores must have one dimension, got shapes {given.shape} and {values.shape}.")
+    if len(given) != len(values):
+        raise ValueError(f"y has {len(given)} labels, but scores has {len(values)} values.")
+    strange = given[~np.isin(given, [0, 1])]
+    if len(strange):
+        raise ValueError(f"y must be 0 for a normal row or 1 for an anomaly, got {strange.tolist()[0]!r}.")
+    if unscored := int(np.isnan(values).sum()):
+        raise ValueError(f"{unscored} of {len(values)} scores are NaN. Leave out rows that could not be scored.")
+    labels = given.astype(np.int8)
+    if not len(labels):
+        raise DataError("ROC-AUC needs normal rows and anomalies; there are no rows.")
+    if labels.min() == labels.max():
+        kind = "anomalies" if labels[0] else "normal"
+        raise DataError(f"ROC-AUC needs normal rows and anomalies; all {len(labels)} rows are labelled {kind}.")
+    return labels, values
+
+
+def _counts(ranks: NDArray[np.intp], n_distinct: int) -> Counts:
+    """How often each distinct score occurs."""
+    return np.bincount(ranks, minlength=n_distinct).astype(np.int64)
+
+
+def _roc_auc(normals: Counts, anomalies: Counts) -> float:
+    """Area under the ROC curve, of counts at each distinct score in rising order; a tie counts half."""
+    # Twice the area in whole numbers, so that it is exact.
+    below = np.cumsum(normals) - normals
+    return int((anomalies * (2 * below + normals)).sum()) / (2 * int(normals.sum()) * int(anomalies.sum()))
+
+
+def _average_precision(normals: Counts, anomalies: Counts) -> float:
+    """Precision averaged over the anomalies, of counts at each distinct score in rising order."""
+    caught = anomalies[::-1]
+    flagged = np.cumsum((normals + anomalies)[::-1])
+    # A resample may lack the highest scores: nothing is flagged there, and no anomaly has such a score.
+    precision = np.cumsum(caught) / np.maximum(flagged, 1)
+    return float((caught * precision).sum() / caught.sum())
+
+
+def _recall_at(normals: Counts, anomalies: Counts, grid: Floats) -> Floats:
+    """Height of the ROC curve at each false-alarm rate in ``grid``; the upper end where the curve is vertical."""
+    fp, tp = np.cumsum(normals[::-1]), np.cumsum(anomalies[::-1])
+    fpr, tpr = np.append(0.0, fp / fp[-1]), np.append(0.0, tp / tp[-1])
+    return np.asarray(np.interp(grid, fpr, tpr))
+
+
+def _bootstrap(
+    areas: Floats,
+    labels: NDArray[np.int8],
+    ranks: NDArray[np.intp],
+    rng: np.random.Generator,
+    n_resamples: int,
+    confidence: float,
+) -> tuple[Interval, Interval, Band | None]:
+    """Percentile intervals of ROC-AUC and average precision, and the band around the ROC curve."""
+    roc_auc, average_precision = (float(area) for area in areas)
+    if not n_resamples:
+        none = "no interval"
+        return Interval(roc_auc, None, None, none), Interval(average_precision, None, None, none), None
+    n_distinct = int(ranks.max()) + 1
+    normal, anomalous = ranks[labels == 0], ranks[labels == 1]
+    grid = np.linspace(0, 1, 201)
+    drawn = np.empty((n_resamples, 2))
+    recalls = np.empty((n_resamples, len(grid)))
+    for i in range(n_resamples):
+        normals = _counts(normal[rng.integers(len(normal), size=len(normal))], n_distinct)
+        anomalies = _counts(anomalous[rng.integers(len(anomalous), size=len(anomalous))], n_distinct)
+        drawn[i] = _roc_auc(normals, anomalies), _average_precision(normals, anomalies)
+        recalls[i] = _recall_at(normals, anomalies, grid)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(drawn, tails, axis=0)
+    method = f"stratified bootstrap, {n_resamples} resamples, {100 * confidence:g} %"
+    return (
+        Interval(roc_auc, float(low[0]), float(high[0]), method),
+        Interval(average_precision, float(low[1]), float(high[1]), method),
+        Band(grid, *np.quantile(recalls, tails, axis=0)),
+    )
+
+
+def _share(k: int, n: int, confidence: float) -> Interval:
+    """The share ``k / n`` with its Wilson interval."""
+    ends = binomtest(k, n).proportion_ci(confidence, method="wilson")
+    return Interval(k / n, float(ends.low), float(ends.high), f"Wilson, {100 * confidence:g} %")
+
+
+def _notes(
+    n_distinct: int, n_normal: int, n_anomalies: int, roc_auc: float, threshold: float, n_resamples: int
+) -> tuple[str, ...]:
+    """What a reader of the figures should know about their limits."""
+    notes = []
+    if n_distinct == 1:
+        notes.append("All rows have the same score: the scores can't rank these rows.")
+    if roc_auc in (0, 1) and n_resamples:
+        notes.append("The two classes don't overlap, so the bootstrap intervals have no width; more rows may overlap.")
+    for n, kind in ((n_normal, "normal row"), (n_anomalies, "anomaly")):
+        if n < FEW_ROWS:
+            plural = {"normal row": "normal rows", "anomaly": "anomalies"}[kind]
+            few = f"one {kind}" if n == 1 else f"{n} {plural}"
+            notes.append(f"There {'is' if n == 1 else 'are'} only {few}: the intervals of the areas may be too narrow.")
+    if threshold == np.inf:
+        notes.append("The threshold is infinite: no row can be flagged.")
+    return tuple(notes)

@@ -1,0 +1,130 @@
+"""From a detector and a table to the predictions table: one line a row, in order, whatever happened to it."""
+
+import difflib
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vae_anomaly.data import Data
+from vae_anomaly.errors import CellError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vae_anomaly.detector import VAEDetector
+
+__all__ = ["Aligned", "align", "located", "predict_table"]
+
+SEPARATOR = "; "
+
+
+class Aligned(NamedTuple):
+    """Columns that a model knows, in its order, with the rows that it can't score marked."""
+
+    X: pd.DataFrame
+    reasons: NDArray[np.object_]
+    """Why a row can't be scored; an empty text where it can."""
+    extra: tuple[str, ...]
+    """Columns of the data that the model does not know."""
+
+
+@contextmanager
+def located(data: Data) -> "Iterator[None]":
+    """Say in which file and row a cell is that can't be used."""
+    try:
+        yield
+    except CellError as error:
+        raise DataError(f"{data.locate(error.row)}, {error.detail}") from None
+
+
+def align(detector: "VAEDetector", data: Data) -> Aligned:
+    """Columns of ``data`` as the detector wants them.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or a text stands where a number was learned.
+    """
+    X, extra = _select(detector, data)
+    numbers = [column.name for column in detector.schema_.columns if column.kind != "ignored" and column.dtype != "text"]
+    reasons = np.full(len(X), "", dtype=object)
+    for name in numbers:
+        if pd.api.types.is_float_dtype(X[name].dtype):
+            infinite = np.isinf(X[name].to_numpy(dtype=np.float64, na_value=np.nan))
+            if infinite.any():
+                reasons[infinite] = f"column {name!r} is infinite"
+                X[name] = X[name].where(~infinite)
+    used = [column.name for column in detector.schema_.columns if column.kind != "ignored"]
+    reasons[X[used].isna().all(axis=1).to_numpy() & (reasons == "")] = "no value in any column that the model uses"
+    return Aligned(X, reasons, extra)
+
+
+def _select(detector: "VAEDetector", data: Data) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    known = [column.name for column in detector.schema_.columns]
+    present = list(data.X.columns)
+    if not hasattr(detector, "feature_names_in_") and len(present) == len(known):
+        # Fitted on an array, which has no names: columns count by position.
+        return data.X.set_axis(known, axis=1), ()
+    missing = [name for name in known if name not in present]
+    if missing:
+        close = difflib.get_close_matches(missing[0], present, n=1)
+        hint = f" Did {close[0]!r} mean it?" if close else ""
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"{data.name} has no column {missing[0]!r}{others}, which the model was fitted on.{hint}")
+    return data.X[known].copy(), tuple(name for name in present if name not in known)
+
+
+def predict_table(
+    detector: "VAEDetector", data: Data, *, score_names: Sequence[str] = (), n_top: int = 3
+) -> tuple[pd.DataFrame, Aligned]:
+    """Predictions table of ``data``, and the aligned columns that it was made from.
+
+    Columns: the row's id, ``anomaly_score``, ``p_value``, ``threshold``, ``is_anomaly``, ``top_features`` and
+    ``top_contributions`` (by how much each exceeds what it contributes on average for normal rows), the scores of
+    ``score_names``, and ``reason`` where a row can't be scored.
+    """
+    aligned = align(detector, data)
+    scorable = aligned.reasons == ""
+    with located(data):
+        table = _table(detector, aligned.X, scorable, score_names, n_top)
+    table.insert(0, data.id_name, data.ids)
+    table["reason"] = np.where(scorable, None, aligned.reasons)
+    return table, aligned
+
+
+def _table(
+    detector: "VAEDetector", X: pd.DataFrame, scorable: NDArray[np.bool_], score_names: Sequence[str], n_top: int
+) -> pd.DataFrame:
+    named = X if hasattr(detector, "feature_names_in_") else X.to_numpy(dtype=np.float64)
+    scores = np.where(scorable, detector.anomaly_score(named), np.nan)
+    table = pd.DataFrame({"anomaly_score": scores})
+    table["p_value"] = detector.p_values_of(scores)
+    table["threshold"] = np.where(scorable, detector.threshold_, np.nan)
+    table["is_anomaly"] = pd.array(np.where(scorable, scores > detector.threshold_, 0), dtype="Int64")
+    table.loc[~scorable, "is_anomaly"] = pd.NA
+    features, contributions = _top(detector, named, scorable, n_top)
+    table["top_features"], table["top_contributions"] = features, contributions
+    for name in score_names:
+        table[name] = np.where(scorable, detector.anomaly_score(named, score_name=name), np.nan)
+    return table
+
+
+def _top(
+    detector: "VAEDetector", X: Any, scorable: NDArray[np.bool_], n_top: int
+) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """The features that add most to each row's score beyond what they add to a normal row's, and how much."""
+    names = np.array([column.name for column in detector.schema_.columns], dtype=object)
+    excess = detector.explain(X) - detector.usual_shares_
+    n_top = min(n_top, excess.shape[1])
+    features, contributions = np.full(len(excess), None, dtype=object), np.full(len(excess), None, dtype=object)
+    if n_top == 0:
+        return features, contributions
+    top = np.argsort(-excess, axis=1, kind="stable")[:, :n_top]
+    for row in np.flatnonzero(scorable):
+        features[row] = SEPARATOR.join(names[top[row]])
+        contributions[row] = SEPARATOR.join(f"{value:.4g}" for value in excess[row, top[row]])
+    return features, contributions
