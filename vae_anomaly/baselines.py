@@ -29,7 +29,7 @@ class KNN(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """Negative distance: lower is more anomalous."""
-        return -self.index_.kneighbors(X)[0][:, -1]
+        return np.asarray(-self.index_.kneighbors(X)[0][:, -1])
 
 
 class PCAReconstruction(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -46,7 +46,7 @@ class PCAReconstruction(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """Negative error: lower is more anomalous."""
         projected = self.pca_.inverse_transform(self.pca_.transform(X))
-        return -np.square(np.asarray(X) - projected).sum(axis=1)
+        return np.asarray(-np.square(np.asarray(X) - projected).sum(axis=1))
 
 
 BASELINES: dict[str, Callable[[], Any]] = {

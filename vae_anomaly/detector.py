@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vae_anomaly import model_state
 from vae_anomaly.ensemble import Ensemble
@@ -45,8 +45,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     likelihood : str, default="auto"
-        p(x | z), one of ``LIKELIHOODS``. "auto" takes "gaussian" for real columns, and "mixed" as soon as there are binary or
-        categorical ones.
+        p(x | z), one of ``LIKELIHOODS``. "auto" takes "gaussian" for real columns, and "mixed" as soon as there are
+        binary or categorical ones.
     prior : str, default="standard_normal"
         p(z), one of ``PRIORS``.
     score_name : str, default="neg_log_px_z"
@@ -259,8 +259,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return max(fifth, needed), True
         warnings.warn(
             f"fpr={self.fpr} needs at least {needed} calibration rows, and {n_rows} rows can spare only {n_rows // 2}. "
-            f"No row will be flagged until calibrate() gets {needed} normal rows; or fit on at least {2 * needed} rows, or "
-            "raise fpr.",
+            f"No row will be flagged until calibrate() gets {needed} normal rows. Or fit on at least {2 * needed} "
+            "rows, or raise fpr.",
             CalibrationWarning,
             stacklevel=3,
         )
@@ -333,8 +333,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.active_units_ = ensemble.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
         if (self.active_units_ == 0).any():
             warnings.warn(
-                f"Posterior collapse: {int((self.active_units_ == 0).sum())} of {self.n_estimators} members ignore their "
-                "latent variables, so their scores see each column on its own. Lower beta or raise warmup.",
+                f"Posterior collapse: {int((self.active_units_ == 0).sum())} of {self.n_estimators} members ignore "
+                "their latent variables, so they see each column on its own. Lower beta or raise warmup.",
                 PosteriorCollapseWarning,
                 stacklevel=4,
             )
@@ -343,7 +343,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.calibration_scores_ = np.sort(scores[~np.isnan(scores)])
         rule = look_up("threshold", threshold, THRESHOLDS)
         self.threshold_ = rule.function(self.calibration_scores_, check_fpr(fpr)) if strict else math.inf
-        self.threshold_rule_ = {"name": threshold, "fpr": float(fpr)}
+        self.threshold_rule_: dict[str, Any] = {"name": threshold, "fpr": float(fpr)}
         self.offset_ = -self.threshold_
 
     def calibrate(self, X: Any, *, threshold: str | None = None, fpr: float | None = None) -> Self:
@@ -362,8 +362,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             If there are too few rows for ``fpr``; the message says how many it takes.
         """
         check_is_fitted(self)
-        rule = {"name": threshold or self.threshold_rule_["name"], "fpr": fpr or self.threshold_rule_["fpr"]}
-        self._set_threshold(self.anomaly_score(X), rule["name"], rule["fpr"], strict=True)
+        last = self.threshold_rule_
+        fpr = last["fpr"] if fpr is None else fpr
+        self._set_threshold(self.anomaly_score(X), threshold or last["name"], fpr, strict=True)
         return self
 
     # -- scoring ------------------------------------------------------------------------------------------------------

@@ -83,7 +83,8 @@ class Ensemble:
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(iter(self.params.values())).device
+        device: torch.device = next(iter(self.params.values())).device
+        return device
 
     def map(self, function: Callable[..., Any], *args: Any, in_dims: Sequence[int | None] | None = None) -> Any:
         """``function(vae, *args)`` of every member, stacked along a first axis.

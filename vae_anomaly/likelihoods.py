@@ -1,9 +1,9 @@
 r"""p(x | z): modules that turn the decoder's output ``phi`` into a distribution over one sample.
 
 Every likelihood returns an :class:`~torch.distributions.Independent` whose base distribution gives one log-density per
-entry of ``x``, constants included, so that ``px.log_prob(x)`` is their sum and ``px.base_dist.log_prob(x)`` says where it
-came from. Densities are learned, and each has a floor under its scale (or a bound on its logits): without one, a column
-that the decoder predicts exactly would drive the ELBO to infinity and outvote every other column.
+entry of ``x``, constants included, so that ``px.log_prob(x)`` is their sum and ``px.base_dist.log_prob(x)`` says where
+it came from. Densities are learned, and each has a floor under its scale (or a bound on its logits): without one, a
+column that the decoder predicts exactly would drive the ELBO to infinity and outvote every other column.
 """
 
 import math
@@ -80,7 +80,7 @@ class Likelihood(nn.Module):
     def _scale(self, raw: Tensor) -> Tensor:
         return F.softplus(raw + RAW_ONE) + self.min_scale
 
-    def _independent(self, base: Distribution) -> Independent:
+    def _independent(self, base: Distribution) -> Distribution:
         return Independent(base, len(self.event_shape), validate_args=False)
 
 
@@ -130,8 +130,8 @@ class GaussianShared(GaussianPerFeature):
 class StudentT(Likelihood):
     r"""Student's t with mean and scale that depend on z, and degrees of freedom learned for each entry.
 
-    Its tails are heavier than a Gaussian's, so one extreme entry weighs less. The degrees of freedom stay above 2, where
-    the variance is finite.
+    Its tails are heavier than a Gaussian's, so one extreme entry weighs less. The degrees of freedom stay above 2,
+    where the variance is finite.
     """
 
     name = "student_t"
@@ -150,21 +150,21 @@ class StudentT(Likelihood):
 class _UnitInterval(Distribution):
     """Gives values outside [0, 1] the log-density of the nearest end, less MAX_LOGIT for each unit of distance.
 
-    A new value may lie outside the range seen in training; the formulas of the Bernoulli families, taken literally, would
-    rate it above everything inside.
+    A new value may lie outside the range seen in training; the formulas of the Bernoulli families, taken literally,
+    would rate it above everything inside.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         inside = value.clamp(0.0, 1.0)
-        log_prob: Tensor = super().log_prob(inside)  # type: ignore[no-untyped-call]
+        log_prob: Tensor = super().log_prob(inside)
         return log_prob - MAX_LOGIT * (value - inside).abs()
 
 
-class _UnitBernoulli(_UnitInterval, distributions.Bernoulli):  # type: ignore[misc]
+class _UnitBernoulli(_UnitInterval, distributions.Bernoulli):
     pass
 
 
-class _UnitContinuousBernoulli(_UnitInterval, distributions.ContinuousBernoulli):  # type: ignore[misc]
+class _UnitContinuousBernoulli(_UnitInterval, distributions.ContinuousBernoulli):
     pass
 
 
@@ -175,8 +175,8 @@ def _bounded(logits: Tensor, bound: float) -> Tensor:
 class Bernoulli(Likelihood):
     r"""Bernoulli for binary data, :math:`\log p(x \mid z) = \sum_i x_i \log \pi_i + (1 - x_i) \log (1 - \pi_i)`.
 
-    Values between 0 and 1 are allowed, as is usual for grey-scale images; they then give the cross-entropy, which is not
-    a normalised density: :class:`ContinuousBernoulli` is.
+    Values between 0 and 1 are allowed, as is usual for grey-scale images; they then give the cross-entropy, which is
+    not a normalised density: :class:`ContinuousBernoulli` is.
     """
 
     name = "bernoulli"
@@ -191,9 +191,8 @@ class Bernoulli(Likelihood):
 class ContinuousBernoulli(Likelihood):
     """Continuous Bernoulli on [0, 1] [1]_, the Bernoulli formula with the constant that makes it a density.
 
-    References
-    ----------
-    .. [1] Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders",
+    References ---------- .. [1] Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in
+    variational autoencoders",
        2019, https://arxiv.org/abs/1907.06845
     """
 
@@ -227,7 +226,7 @@ class OneHotBlocks(Distribution):
         nothing = torch.full_like(logits[..., :1], -math.inf)
         normaliser = torch.cat([logits, nothing], dim=-1)[..., padded].logsumexp(dim=-1)
         self.log_pi = logits - normaliser[..., owner]
-        super().__init__(batch_shape=logits.shape, validate_args=False)  # type: ignore[no-untyped-call]
+        super().__init__(batch_shape=logits.shape, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -284,15 +283,15 @@ class SideBySide(Distribution):
         self.parts = [part for part in parts if part.batch_shape[-1] > 0]
         self.sizes = [part.batch_shape[-1] for part in self.parts]
         batch_shape = torch.Size([*self.parts[0].batch_shape[:-1], sum(self.sizes)])
-        super().__init__(batch_shape=batch_shape, validate_args=False)  # type: ignore[no-untyped-call]
+        super().__init__(batch_shape=batch_shape, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
         return torch.cat([part.mean for part in self.parts], dim=-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        slices = value.split(self.sizes, dim=-1)
-        terms = [part.log_prob(x) for part, x in zip(self.parts, slices, strict=True)]  # type: ignore[no-untyped-call]
+        slices = torch.split(value, self.sizes, dim=-1)
+        terms = [part.log_prob(x) for part, x in zip(self.parts, slices, strict=True)]
         return torch.cat(terms, dim=-1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -313,7 +312,7 @@ class Mixed(Categorical):
     def forward(self, phi: Tensor) -> Distribution:
         first, second = phi.unbind(dim=-1)
         n_real, n_binary, categories = self.blocks
-        mu, binary, onehot = first.split([n_real, n_binary, sum(categories)], dim=-1)
+        mu, binary, onehot = torch.split(first, [n_real, n_binary, sum(categories)], dim=-1)
         parts: list[Distribution] = [
             distributions.Normal(mu, self._scale(second[..., :n_real]), validate_args=False),
             _UnitBernoulli(logits=_bounded(binary, MAX_LOGIT), validate_args=False),

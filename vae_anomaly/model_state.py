@@ -91,7 +91,9 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
         skeleton = detector._build(None)
     prefix = "ensemble."
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    detector.ensemble_ = Ensemble.from_tensors(skeleton, {name: torch.from_numpy(value) for name, value in state.items()})
+    detector.ensemble_ = Ensemble.from_tensors(
+        skeleton, {name: torch.from_numpy(value) for name, value in state.items()}
+    )
     detector.eps_ = torch.from_numpy(tensors["eps"])
     detector.history_ = History(**{field.name: tensors[f"history.{field.name}"] for field in fields(History)})
     detector.calibration_scores_ = tensors["calibration_scores"]

@@ -34,7 +34,7 @@ class Residual(nn.Module):
 
 
 def trunk(n_in: int, hidden: Sequence[int], generator: torch.Generator | None) -> list[nn.Module]:
-    """Layers from ``n_in`` to ``hidden[-1]`` features: a residual block where the width stays, a layer where it changes."""
+    """Layers from ``n_in`` to ``hidden[-1]`` features: residual where the width stays, plain where it changes."""
     layers: list[nn.Module] = []
     width = n_in
     for n_out in hidden:

@@ -29,7 +29,7 @@ class Aligned(NamedTuple):
     reasons: NDArray[np.object_]
     """Why a row can't be scored; an empty text where it can."""
     extra: tuple[str, ...]
-    """Columns of the data that the model does not know."""
+    """Columns of the data that the model does not know, and that were not left out when it was fitted either."""
 
 
 @contextmanager
@@ -50,7 +50,9 @@ def align(detector: "VAEDetector", data: Data) -> Aligned:
         If a column is missing, or a text stands where a number was learned.
     """
     X, extra = _select(detector, data)
-    numbers = [column.name for column in detector.schema_.columns if column.kind != "ignored" and column.dtype != "text"]
+    numbers = [
+        column.name for column in detector.schema_.columns if column.kind != "ignored" and column.dtype != "text"
+    ]
     reasons = np.full(len(X), "", dtype=object)
     for name in numbers:
         if pd.api.types.is_float_dtype(X[name].dtype):
@@ -69,13 +71,18 @@ def _select(detector: "VAEDetector", data: Data) -> tuple[pd.DataFrame, tuple[st
     if not hasattr(detector, "feature_names_in_") and len(present) == len(known):
         # Fitted on an array, which has no names: columns count by position.
         return data.X.set_axis(known, axis=1), ()
-    missing = [name for name in known if name not in present]
+    X = data.X.copy()
+    for column in detector.schema_.columns:
+        if column.kind == "ignored" and column.name not in present:
+            X[column.name] = np.nan
+    missing = [name for name in known if name not in X.columns]
     if missing:
         close = difflib.get_close_matches(missing[0], present, n=1)
         hint = f" Did {close[0]!r} mean it?" if close else ""
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"{data.name} has no column {missing[0]!r}{others}, which the model was fitted on.{hint}")
-    return data.X[known].copy(), tuple(name for name in present if name not in known)
+    expected = {*known, *detector.notes_.get("left_out_columns", ())}
+    return X[known].copy(), tuple(name for name in present if name not in expected)
 
 
 def predict_table(
@@ -92,7 +99,7 @@ def predict_table(
     with located(data):
         table = _table(detector, aligned.X, scorable, score_names, n_top)
     table.insert(0, data.id_name, data.ids)
-    table["reason"] = np.where(scorable, None, aligned.reasons)
+    table["reason"] = pd.Series(aligned.reasons, dtype="str").where(~scorable)
     return table, aligned
 
 

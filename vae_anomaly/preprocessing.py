@@ -1,8 +1,8 @@
 """From a table to the numbers that a VAE sees, and back.
 
-Every column gets a kind from the training rows. ``real``: centred and scaled. ``binary``: two values (or one), coded 0 and 1.
-``categorical``: one-hot over the categories seen, with a last place for all others. ``ignored``: nothing to learn from.
-Encoded rows hold the reals first, then the binaries, then the one-hot blocks; a missing value is NaN.
+Every column gets a kind from the training rows. ``real``: centred and scaled. ``binary``: two values (or one), coded 0
+and 1. ``categorical``: one-hot over the categories seen, with a last place for all others. ``ignored``: nothing to
+learn from. Encoded rows hold the reals first, then the binaries, then the one-hot blocks; a missing value is NaN.
 """
 
 import math
@@ -19,11 +19,17 @@ from vae_anomaly.errors import CellError, DataError
 __all__ = ["Column", "Schema"]
 
 MAX_CATEGORIES = 64
-# A value of a binary column that was not seen in training: far enough outside [0, 1] for the Bernoulli likelihood to rate it
-# under every value that was.
+# A value of a binary column that was not seen in training: far enough outside [0, 1] for the Bernoulli likelihood to
+# rate it under every value that was.
 UNSEEN = -2.0
 # float32 squares of larger numbers, divided by a squared scale, would overflow.
 MAX_SCALED = 1e6
+
+REMARKS = {
+    "empty": "no value in the training rows: ignored",
+    "constant": "one and the same value in all training rows: any other value will count as unusual",
+    "free text": "text that hardly repeats: ignored",
+}
 
 Encoded = NDArray[np.float32]
 
@@ -43,8 +49,8 @@ class Column:
     high: float = math.inf
     values: tuple[Any, ...] = ()
     """Values of a binary column, or categories from the most to the least frequent."""
-    note: str = ""
-    """A sentence for the user, where the column is not what one would expect."""
+    remark: str = ""
+    """Key of ``REMARKS``, where the column is not what one would expect."""
 
     @property
     def width(self) -> int:
@@ -114,7 +120,9 @@ class Schema:
     def block_sizes(self) -> tuple[int, int, tuple[int, ...]]:
         """Numbers of real and binary entries, and the sizes of the one-hot blocks."""
         kinds = [self.columns[index].kind for index in self._used]
-        categories = tuple(self.columns[index].width for index in self._used if self.columns[index].kind == "categorical")
+        categories = tuple(
+            self.columns[index].width for index in self._used if self.columns[index].kind == "categorical"
+        )
         return kinds.count("real"), kinds.count("binary"), categories
 
     def encode(self, frame: pd.DataFrame) -> Encoded:
@@ -153,8 +161,16 @@ class Schema:
         return folded
 
     def notes(self) -> list[str]:
-        """One sentence for each column that is not what one would expect."""
-        return [column.note for column in self.columns if column.note]
+        """Sentences about the columns that are not what one would expect."""
+        sentences = []
+        for remark, text in REMARKS.items():
+            names = [repr(column.name) for column in self.columns if column.remark == remark]
+            if len(names) == 1:
+                sentences.append(f"Column {names[0]} has {text}.")
+            elif names:
+                listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                sentences.append(f"{len(names)} columns ({listed}) have {text}.")
+        return sentences
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data from which :meth:`from_json` makes the same schema."""
@@ -166,17 +182,13 @@ class Schema:
     @classmethod
     def from_json(cls, rows: Sequence[dict[str, Any]]) -> "Schema":
         """Inverse of :meth:`to_json`."""
-        return cls(
-            Column(
-                **{
-                    **row,
-                    "values": tuple(row["values"]),
-                    "low": -math.inf if row["low"] is None else row["low"],
-                    "high": math.inf if row["high"] is None else row["high"],
-                }
-            )
-            for row in rows
-        )
+        return cls([_column_from_json(row) for row in rows])
+
+
+def _column_from_json(row: dict[str, Any]) -> Column:
+    low = -math.inf if row["low"] is None else row["low"]
+    high = math.inf if row["high"] is None else row["high"]
+    return Column(**{**row, "values": tuple(row["values"]), "low": low, "high": high})
 
 
 def _finite_or_none(value: float) -> float | None:
@@ -197,8 +209,7 @@ def _nothing_varies(columns: Sequence[Column]) -> str:
 
 def _infer_column(name: str, values: "pd.Series[Any]", as_category: bool, kinds: str, scaling: str) -> Column:
     if values.isna().all():
-        note = f"Column {name!r} has no value in the training rows; it is ignored."
-        return Column(name, "ignored", "float", note=note)
+        return Column(name, "ignored", "float", remark="empty")
     numbers = None if as_category else _as_numbers(name, values)
     if numbers is None:
         return _infer_text(name, values, as_category, kinds)
@@ -207,18 +218,14 @@ def _infer_column(name: str, values: "pd.Series[Any]", as_category: bool, kinds:
     distinct = _few_distinct(seen)
     dtype = "bool" if _is_bool(values) else "int" if bool((seen == np.round(seen)).all()) else "float"
     if distinct is not None and kinds == "any":
-        note = "" if len(distinct) == 2 else _constant_note(name, f"{distinct[0]:g}")
         low, high = float(distinct[0]), float(distinct[-1])
-        return Column(name, "binary", dtype, low=low, high=high, values=tuple(map(float, distinct)), note=note)
+        remark = "" if high > low else "constant"
+        return Column(name, "binary", dtype, low=low, high=high, values=tuple(map(float, distinct)), remark=remark)
     low, high = float(seen.min()), float(seen.max())
     center, scale = (low, high - low) if scaling == "unit" else (float(seen.mean()), float(seen.std()))
-    note = _constant_note(name, f"{low:g}") if high == low else ""
+    remark = "" if high > low else "constant"
     # A column of one value has no scale of its own; deviations then count in the units of the table.
-    return Column(name, "real", dtype, center, scale if high > low and scale > 0 else 1.0, low, high, note=note)
-
-
-def _constant_note(name: str, value: str) -> str:
-    return f"Column {name!r} has the same value ({value}) in all training rows; any other value will count as unusual."
+    return Column(name, "real", dtype, center, scale if high > low and scale > 0 else 1.0, low, high, remark=remark)
 
 
 def _is_bool(values: "pd.Series[Any]") -> bool:
@@ -242,10 +249,8 @@ def _as_numbers(name: str, values: "pd.Series[Any]") -> NDArray[np.float64] | No
     # Mostly numbers: the texts are slips, not categories.
     if n_texts < n_values / 2:
         row = int(np.flatnonzero(bad)[0])
-        raise CellError(
-            row, f"column {name!r}: {_shown(values.iloc[row])} is not a number. Correct it, drop the column, or name it as "
-            "categorical."
-        )  # fmt: skip
+        wrong = f"column {name!r}: {_shown(values.iloc[row])} is not a number."
+        raise CellError(row, f"{wrong} Correct it, drop the column, or name it as categorical.")
     return None
 
 
@@ -274,7 +279,9 @@ def _as_texts(values: "pd.Series[Any]") -> "pd.Series[Any]":
     if pd.api.types.is_bool_dtype(values.dtype):
         return values.map({True: "True", False: "False"})
     if pd.api.types.is_numeric_dtype(values.dtype):
-        return values.map(lambda value: f"{value:.0f}" if value == round(value) else repr(float(value)), na_action="ignore")
+        return values.map(
+            lambda value: f"{value:.0f}" if value == round(value) else repr(float(value)), na_action="ignore"
+        )
     return values.map(str, na_action="ignore")
 
 
@@ -283,13 +290,13 @@ def _infer_text(name: str, values: "pd.Series[Any]", as_category: bool, kinds: s
     counts = texts.value_counts()
     n_values, n_distinct = int(counts.sum()), len(counts)
     if n_distinct > MAX_CATEGORIES and n_distinct > n_values / 2 and not as_category:
-        note = f"Column {name!r} holds text that hardly repeats ({n_distinct} texts in {n_values} rows); it is ignored."
-        return Column(name, "ignored", "text", note=note)
+        return Column(name, "ignored", "text", remark="free text")
     # Equally frequent categories in alphabetical order, so that the order of rows does not matter.
     ranked = sorted(counts.index, key=lambda text: (-counts[text], text))[:MAX_CATEGORIES]
     if n_distinct <= 2 and kinds == "any":
-        note = _constant_note(name, str(ranked[0])) if n_distinct == 1 else ""
-        return Column(name, "binary", "text", values=tuple(sorted(ranked)), note=note)
+        return Column(
+            name, "binary", "text", values=tuple(sorted(ranked)), remark="" if n_distinct == 2 else "constant"
+        )
     return Column(name, "categorical", "text", values=tuple(ranked))
 
 
@@ -307,7 +314,7 @@ def _encode_column(column: Column, values: "pd.Series[Any]") -> NDArray[Any]:
     if column.kind == "binary":
         return _codes(column, numbers)[:, None]
     scaled = (numbers - column.center) / column.scale
-    return np.clip(scaled, -MAX_SCALED, MAX_SCALED)[:, None]
+    return np.asarray(np.clip(scaled, -MAX_SCALED, MAX_SCALED))[:, None]
 
 
 def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -349,7 +356,7 @@ def _decode_column(column: Column, encoded: NDArray[Any]) -> Any:
 
 
 def _where_known(labels: NDArray[np.object_], codes: NDArray[Any]) -> "pd.Series[Any]":
-    return pd.Series(np.where(np.isnan(codes), None, labels), dtype="str")
+    return pd.Series(labels, dtype="str").where(~np.isnan(codes))
 
 
 def _in_dtype(dtype: str, numbers: NDArray[np.float64]) -> NDArray[Any]:

@@ -1,10 +1,10 @@
 r"""Anomaly scores: pure functions ``(vae, x, eps) -> one number per sample``; higher is more anomalous.
 
-``eps`` holds the standard-normal base samples of shape (n_mc, 1, latent_dim), shared by all rows, so that the score of a
-row depends on that row alone. An ensemble scores with the **mean of its members' scores**. For the log-densities that is
-the log of the geometric mean of the members' models: a row counts as normal only as far as the members agree on it,
-whereas the arithmetic mean of densities would let one over-confident member speak for all. The mean is also linear, so the
-shares that :func:`shares` gives to each entry still sum to the score.
+``eps`` holds the standard-normal base samples of shape (n_mc, 1, latent_dim), shared by all rows, so that the score of
+a row depends on that row alone. An ensemble scores with the **mean of its members' scores**. For the log-densities that
+is the log of the geometric mean of the members' models: a row counts as normal only as far as the members agree on it,
+whereas the arithmetic mean of densities would let one over-confident member speak for all. The mean is also linear, so
+the shares that :func:`shares` gives to each entry still sum to the score.
 """
 
 from collections.abc import Callable
@@ -49,19 +49,19 @@ def neg_log_px_z(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 def reconstruction_probability(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""Expected reconstruction in nats, :math:`E_{q(z \mid x)}[-\log p(x \mid z)]` over the draws [1]_.
 
-    The source calls it a probability and flags low values; it is a negative log-density here, and high values are flagged.
+    The source calls it a probability and flags low values; it is a negative log-density here, and high values are
+    flagged.
 
-    References
-    ----------
-    .. [1] An and Cho, "Variational autoencoder based anomaly detection using reconstruction probability", SNU Data Mining
+    References ---------- .. [1] An and Cho, "Variational autoencoder based anomaly detection using reconstruction
+    probability", SNU Data Mining
        Center, 2015
     """
     return _expected_neg_log_entries(vae, x, eps).flatten(1).sum(dim=1)
 
 
 def kl(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
-    r"""Divergence of the posterior from the prior, :math:`KL(q(z \mid x) \| p(z))`, in nats: how unusual the code is."""
-    return vae.terms(x, eps).kl
+    r"""Divergence of the posterior from the prior, :math:`KL(q(z \mid x) \| p(z))`, in nats."""
+    return vae.elbo_terms(x, eps)[1]
 
 
 def neg_elbo(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -89,8 +89,8 @@ def neg_log_px(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 def typicality(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     """Distance of ``neg_elbo`` from its mean over held-out normal samples, either way, in nats [1]_.
 
-    In many dimensions normal samples lie where the density is typical, not where it is highest; what is rated far *more*
-    likely than normal data is not normal either.
+    In many dimensions normal samples lie where the density is typical, not where it is highest; what is rated far
+    *more* likely than normal data is not normal either.
 
     References
     ----------
@@ -102,7 +102,7 @@ def typicality(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 
 def mahalanobis(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     """Mahalanobis distance, squared, of the posterior mean from the posterior means of the training samples."""
-    centred = vae.encode(x).mean - vae.code_mean
+    centred: Tensor = vae.encode(x).mean - vae.code_mean
     return ((centred @ vae.code_precision) * centred).sum(dim=-1)
 
 
@@ -124,21 +124,24 @@ def _expected_neg_log_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 class Score(NamedTuple):
     """A score, and the part of it that falls to each entry of x, where there is such a part.
 
-    ``entries(vae, x, eps)`` has the shape of x; the score less their sum is the remainder, which no entry owns.
+    ``entries(vae, x, eps)`` has the shape of x. If it is ``complete``, it sums to the score; else the difference is a
+    remainder, which no entry owns.
     """
 
     function: ScoreFunction
     entries: ScoreFunction | None = None
+    complete: bool = False
 
 
 def shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""Contribution of each entry of ``x`` to the score; they sum to it.
 
     What falls to an entry by the formula of the score is exact. The remainder r (a KL divergence, say) is spread in
-    proportion to :math:`|x_i \, \partial r / \partial x_i|`, the first-order effect of setting the entry to its average.
+    proportion to :math:`|x_i \, \partial r / \partial x_i|`, the first-order effect of setting the entry to its
+    average.
     """
     entries = torch.zeros_like(x) if score.entries is None else score.entries(vae, x, eps)
-    if score.entries is not None and score.function in _SUMS_OF_ENTRIES:
+    if score.complete:
         return entries
     seen = torch.nan_to_num(x)
     missing = torch.isnan(x)
@@ -152,13 +155,11 @@ def shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 
     gradient, rest = torch.func.grad(remainder, has_aux=True)(seen)
     # The constant keeps the division defined, and spreads the remainder evenly, where no entry has any effect.
-    weights = torch.where(missing, 0.0, (seen * gradient).abs()) + 1e-20
+    weights: Tensor = torch.where(missing, 0.0, (seen * gradient).abs()) + 1e-20
     axes = tuple(range(1, x.ndim))
-    spread = weights / weights.sum(dim=axes, keepdim=True)
-    return entries + rest.reshape(-1, *(1 for _ in axes)) * spread
-
-
-_SUMS_OF_ENTRIES = (reconstruction_error, neg_log_px_z, reconstruction_probability)
+    spread: Tensor = weights / weights.sum(dim=axes, keepdim=True)
+    total: Tensor = entries + rest.reshape(-1, *(1 for _ in axes)) * spread
+    return total
 
 
 def usual_entries(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
@@ -173,7 +174,7 @@ def usual_entries(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dic
 
 def usual_codes(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
     """Mean and inverse covariance of the posterior means of the training samples."""
-    codes = vae.encode(train).mean
+    codes: Tensor = vae.encode(train).mean
     centred = codes - codes.mean(dim=0)
     covariance = centred.T @ centred / codes.shape[0]
     # A latent variable that the model does not use has next to no spread; without a floor it would decide the distance.
@@ -190,11 +191,11 @@ def usual_scores(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict
 REFERENCES = (usual_entries, usual_codes, usual_scores)
 
 SCORES: dict[str, Score] = {
-    "neg_log_px_z": Score(neg_log_px_z, _neg_log_entries),
+    "neg_log_px_z": Score(neg_log_px_z, _neg_log_entries, complete=True),
     "neg_elbo": Score(neg_elbo, _expected_neg_log_entries),
     "neg_log_px": Score(neg_log_px, _expected_neg_log_entries),
-    "reconstruction_probability": Score(reconstruction_probability, _expected_neg_log_entries),
-    "reconstruction_error": Score(reconstruction_error, _squared_errors),
+    "reconstruction_probability": Score(reconstruction_probability, _expected_neg_log_entries, complete=True),
+    "reconstruction_error": Score(reconstruction_error, _squared_errors, complete=True),
     "kl": Score(kl),
     "typicality": Score(typicality),
     "mahalanobis": Score(mahalanobis),

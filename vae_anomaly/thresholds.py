@@ -131,8 +131,8 @@ def peaks_over_threshold(scores: ArrayLike, fpr: float) -> float:
     if len(excesses) < MIN_EXCESSES:
         raise ValueError(
             f"Peaks over threshold needs at least {MIN_EXCESSES} scores above the {1 - tail:.0%} quantile, got "
-            f"{len(excesses)} from {len(ordered)} calibration samples. Use the conformal threshold or calibrate on more "
-            "normal data."
+            f"{len(excesses)} from {len(ordered)} calibration samples. Use the conformal threshold or calibrate "
+            "on more normal data."
         )
     shape, _, scale = stats.genpareto.fit(excesses, floc=0.0)
     share_above = len(excesses) / len(ordered)
@@ -148,8 +148,8 @@ def _tail(fpr: float) -> float:
 def p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
     r"""Conformal p-value of each score: :math:`(1 + \#\{\text{calibration scores} \ge s\}) / (n + 1)`.
 
-    For a new normal sample, P(p <= a) <= a for every a. A score above ``conformal(calibration_scores, fpr)`` is the same
-    as a p-value of at most ``fpr``. A NaN score has a NaN p-value.
+    For a new normal sample, P(p <= a) <= a for every a. A score above ``conformal(calibration_scores, fpr)`` is the
+    same as a p-value of at most ``fpr``. A NaN score has a NaN p-value.
 
     Examples
     --------

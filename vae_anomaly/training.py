@@ -1,4 +1,4 @@
-"""The one training loop: all members of an ensemble at once, each on its own batches, each with its own early stopping."""
+"""The one training loop: all members of an ensemble at once, each with its own batches and its own early stopping."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,8 @@ from vae_anomaly.vae import VAE
 
 __all__ = ["History", "Plan", "active_units", "train"]
 
-# Rows on which held-out terms are computed: enough for a mean, few enough to cost less than the steps between two checks.
+# Rows on which held-out terms are computed: enough for a mean, few enough to cost less than the steps between two
+# checks.
 MAX_HELD_OUT = 2000
 MIN_STEPS_PER_CHECK = 25
 TERMS = ("elbo", "reconstruction", "kl")
@@ -156,7 +157,7 @@ class _Run:
         return torch.stack(draws).to(self.x.device)
 
     def _next_rows(self) -> Tensor:
-        """Rows of the next batch, shape (n_estimators, batch_size); a new order for each epoch, the ragged end left out."""
+        """Rows of the next batch, shape (n_estimators, batch_size); each epoch in a new order, less the ragged end."""
         within = self.step % self.steps_per_epoch
         if within == 0 or self._batches is None:
             n_rows = self.train_rows.shape[1]
@@ -188,7 +189,7 @@ class _Run:
         self.trained.append(_to_numpy(self._sums / (last - first)))
 
     def _clip_gradients(self) -> None:
-        """Scale the gradient of each member to a norm of at most ``max_grad_norm``, relative to the size of a sample."""
+        """Scale the gradient of each member to a norm of at most ``max_grad_norm`` for each entry of a sample."""
         gradients = [value.grad for value in self.ensemble.params.values() if value.grad is not None]
         norm = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients]).sum(dim=0).sqrt()
         limit = self.plan.max_grad_norm * math.prod(self.ensemble.skeleton.event_shape)
@@ -209,7 +210,7 @@ class _Run:
 
     @torch.no_grad()
     def check(self) -> None:
-        """Compute the held-out terms, keep the weights of members that improved, and stop those that have not for long."""
+        """Compute the held-out terms; keep the weights of members that improved, stop those that long have not."""
         reconstruction, kl = self.ensemble.map(_mean_terms, self.held_out_x, self.held_out_eps, in_dims=(0, 0))
         elbo = reconstruction - self.plan.beta * kl
         self.held_out.append(_to_numpy(torch.stack([elbo, reconstruction, kl])))
@@ -231,18 +232,15 @@ class _Run:
 
     def history(self) -> History:
         trained, held_out = np.stack(self.trained, axis=1), np.stack(self.held_out, axis=1)
-        return History(
-            np.array(self.epochs),
-            *trained,
-            *held_out,
-            best=self.best_check.cpu().numpy(),
-        )
+        curves = dict(zip((f"train_{term}" for term in TERMS), trained, strict=True))
+        curves |= dict(zip((f"val_{term}" for term in TERMS), held_out, strict=True))
+        return History(epoch=np.array(self.epochs), best=self.best_check.cpu().numpy(), **curves)
 
 
 def _mean_terms(vae: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the samples of E[log p(x | z)] and of the KL divergence."""
-    terms = vae.terms(x, eps)
-    return terms.log_px_z.mean(), terms.kl.mean()
+    reconstruction, kl = vae.elbo_terms(x, eps)
+    return reconstruction.mean(), kl.mean()
 
 
 def _to_numpy(values: Tensor) -> NDArray[np.float64]:

@@ -33,7 +33,8 @@ class Terms(NamedTuple):
 class VAE(nn.Module):
     """Variational autoencoder with a diagonal Gaussian posterior.
 
-    A missing entry of ``x`` is NaN. It is left out of the likelihood, and the encoder sees 0, the average, in its place.
+    A missing entry of ``x`` is NaN. It is left out of the likelihood, and the encoder sees 0, the average, in
+    its place.
 
     Parameters
     ----------
@@ -61,6 +62,10 @@ class VAE(nn.Module):
     """
 
     missing_log_px: Tensor
+    missing_error: Tensor
+    code_mean: Tensor
+    code_precision: Tensor
+    usual_neg_elbo: Tensor
 
     def __init__(
         self,
@@ -89,8 +94,8 @@ class VAE(nn.Module):
 
     def _register_references(self) -> None:
         """Buffers that the end of ``fit`` fills with what is usual for normal samples."""
-        # What a missing entry contributes to log p(x | z): nothing while training; afterwards what the entry contributes
-        # on average, so that a hole neither raises nor lowers a score.
+        # What a missing entry contributes to log p(x | z): nothing while training; afterwards what the entry
+        # contributes on average, so that a hole neither raises nor lowers a score.
         self.register_buffer("missing_log_px", torch.zeros(self.event_shape))
         self.register_buffer("missing_error", torch.zeros(self.event_shape))
         self.register_buffer("code_mean", torch.zeros(self.latent_dim))
@@ -105,7 +110,9 @@ class VAE(nn.Module):
             seen = torch.cat([seen, missing.to(x.dtype)], dim=-1)
         mu, raw_logvar = self.encoder(seen).chunk(2, dim=-1)
         logvar = MAX_LOGVAR * torch.tanh(raw_logvar / MAX_LOGVAR)
-        return Independent(distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False), 1, validate_args=False)
+        return Independent(
+            distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False), 1, validate_args=False
+        )
 
     def decode(self, z: Tensor) -> Distribution:
         """Likelihood p(x | z)."""
@@ -130,16 +137,27 @@ class VAE(nn.Module):
         return self.entries(px, x).sum(dim=axes)
 
     def terms(self, x: Tensor, eps: Tensor) -> Terms:
-        """Terms of the bounds for samples ``x`` (n_samples, *event_shape) and base samples ``eps`` (n_mc, 1, latent_dim)."""
-        qz = self.encode(x)
-        pz = self.pz()
+        """Terms of the bounds for samples ``x`` of shape (n_samples, *event_shape).
+
+        ``eps`` holds the base samples of z, of shape (n_mc, 1, latent_dim) or (n_mc, n_samples, latent_dim).
+        """
+        qz, pz = self.encode(x), self.pz()
         z = qz.mean + qz.stddev * eps
-        log_pz, log_qz = pz.log_prob(z), qz.log_prob(z)  # type: ignore[no-untyped-call]
-        closed_form = isinstance(self.prior, StandardNormal)
-        kl = kl_divergence(qz, pz) if closed_form else (log_qz - log_pz).mean(dim=0)
-        return Terms(self.log_px_z(self.decode(z), x), log_pz, log_qz, kl)
+        return Terms(self.log_px_z(self.decode(z), x), pz.log_prob(z), qz.log_prob(z), self._kl(qz, pz, z))
+
+    def _kl(self, qz: Distribution, pz: Distribution, z: Tensor) -> Tensor:
+        if isinstance(self.prior, StandardNormal):
+            return kl_divergence(qz, pz)
+        log_ratio: Tensor = qz.log_prob(z) - pz.log_prob(z)
+        return log_ratio.mean(dim=0)
+
+    def elbo_terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """E[log p(x | z)] and KL(q(z | x) || p(z)) of each sample, in nats: the two sides of the ELBO."""
+        qz, pz = self.encode(x), self.pz()
+        z = qz.mean + qz.stddev * eps
+        return self.log_px_z(self.decode(z), x).mean(dim=0), self._kl(qz, pz, z)
 
     def elbo(self, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Tensor:
         r"""Evidence lower bound :math:`E_q \log p(x \mid z) - \beta\, KL(q \| p)` of each sample, in nats."""
-        terms = self.terms(x, eps)
-        return terms.log_px_z.mean(dim=0) - beta * terms.kl
+        reconstruction, kl = self.elbo_terms(x, eps)
+        return reconstruction - beta * kl

@@ -25,7 +25,9 @@ from vae_anomaly.cli.common import (
 @click.command("calibrate")
 @click.argument("model", metavar="MODEL")
 @click.argument("data", metavar="DATA")
-@click.option("-o", "--output", required=True, metavar="MODEL", help="Model file to write; MODEL itself with --overwrite.")
+@click.option(
+    "-o", "--output", required=True, metavar="MODEL", help="Model file to write; MODEL itself with --overwrite."
+)
 @click.option("--fpr", type=Fraction(), help="Share of normal rows that may be flagged [default: the model's].")
 @click.option("--threshold", type=NameType("threshold"), help="Rule for the threshold [default: the model's].")
 @table_options(label=True)

@@ -35,7 +35,7 @@ def registry(what: str) -> dict[str, Any]:
     return entries
 
 
-class NameType(click.ParamType):
+class NameType(click.ParamType):  # type: ignore[type-arg]
     """Name of an entry of a registry, which is only imported when a name is checked or help is shown."""
 
     def __init__(self, what: str, also: Sequence[str] = ()) -> None:
@@ -57,7 +57,7 @@ class NameType(click.ParamType):
         return f"[{'|'.join(self._known())}]"
 
 
-class Fraction(click.ParamType):
+class Fraction(click.ParamType):  # type: ignore[type-arg]
     """Number strictly between 0 and 1."""
 
     name = "fraction"
@@ -133,7 +133,9 @@ def check_output(path: str, overwrite: bool, option: str = "-o") -> None:
     if Path(path).is_dir():
         raise click.UsageError(f"{option} {path}: this is a folder; name a file in it.")
     if Path(path).exists() and not overwrite:
-        raise click.UsageError(f"{option} {path}: the file exists. Add --overwrite to replace it, or name another file.")
+        raise click.UsageError(
+            f"{option} {path}: the file exists. Add --overwrite to replace it, or name another file."
+        )
     if not os.access(folder, os.W_OK):
         raise click.UsageError(f"{option} {path}: no permission to write in {str(folder)!r}.")
 

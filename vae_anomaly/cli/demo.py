@@ -9,7 +9,9 @@ from vae_anomaly.cli.common import tell
 
 @click.command("demo")
 @click.argument("samples", nargs=-1, metavar="[SAMPLE]...")
-@click.option("-o", "--output", default="vae-anomaly-demo", show_default=True, metavar="FOLDER", help="Folder for all files.")
+@click.option(
+    "-o", "--output", default="vae-anomaly-demo", show_default=True, metavar="FOLDER", help="Folder for all files."
+)
 @click.option("--fpr", default="0.05", show_default=True, help="Share of normal rows that may be flagged.")
 @click.pass_context
 def command(ctx: click.Context, samples: tuple[str, ...], output: str, fpr: str) -> None:
@@ -43,7 +45,16 @@ def _tour(group: click.Command, sample: str, folder: Path, fpr: str) -> None:
     model = str(folder / "model.safetensors")
     for arguments in (
         ["fit", str(folder / "train.csv"), "-o", model, "--fpr", fpr, "--overwrite"],
-        ["score", model, str(folder / "test.csv"), "--drop", "anomaly", "-o", str(folder / "scores.csv"), "--overwrite"],
+        [
+            "score",
+            model,
+            str(folder / "test.csv"),
+            "--drop",
+            "anomaly",
+            "-o",
+            str(folder / "scores.csv"),
+            "--overwrite",
+        ],
         ["report", model, str(folder / "test.csv"), "--label", "anomaly", "-o", str(folder), "--overwrite"],
     ):
         tell(False, f"\n$ vae-anomaly {' '.join(arguments)}")

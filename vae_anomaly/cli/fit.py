@@ -31,13 +31,19 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", required=True, metavar="MODEL", help="Model file to write (.safetensors).")
 @table_options(label=True)
 @click.option("--categorical", metavar="COLUMN", multiple=True, help="Column of codes, not quantities (repeatable).")
-@click.option("--fpr", type=Fraction(), default=0.05, show_default=True, help="Share of normal rows that may be flagged.")
+@click.option(
+    "--fpr", type=Fraction(), default=0.05, show_default=True, help="Share of normal rows that may be flagged."
+)
 @click.option("--threshold", type=NameType("threshold"), default="conformal", show_default=True)
 @click.option("--score", "score_name", type=NameType("score"), default="neg_log_px_z", show_default=True)
 @click.option("--likelihood", type=NameType("likelihood", ["auto"]), default="auto", show_default=True)
 @click.option("--prior", type=NameType("prior"), default="standard_normal", show_default=True)
-@click.option("--estimators", "n_estimators", type=click.IntRange(1), default=4, show_default=True, help="Ensemble members.")
-@click.option("--latent-dim", type=click.IntRange(1), help="Latent variables [default: as many as columns, at most 128].")
+@click.option(
+    "--estimators", "n_estimators", type=click.IntRange(1), default=4, show_default=True, help="Ensemble members."
+)
+@click.option(
+    "--latent-dim", type=click.IntRange(1), help="Latent variables [default: as many as columns, at most 128]."
+)
 @click.option("--hidden", default="128,128", show_default=True, help="Widths of the encoder's layers.")
 @click.option("--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
 @click.option("--min-scale", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True)
@@ -63,9 +69,10 @@ def command(
     quiet: bool,
     **params: Any,
 ) -> None:
-    """Learn what normal rows look like, from DATA (CSV, Parquet, .npy, .npz, a folder of them, or - for standard input).
+    """Learn what normal rows look like, and write a MODEL file.
 
-    With --label, only the rows labelled normal are trained on. A fifth of the rows is held out to set the threshold.
+    DATA is CSV, Parquet, .npy, .npz, a folder of such files, or - for standard input. With --label, only the rows
+    labelled normal are trained on. A fifth of the rows is held out to set the threshold.
     """
     check_output(output, overwrite)
     check_device(params["device"])

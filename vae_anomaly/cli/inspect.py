@@ -65,5 +65,6 @@ def _column(column: dict[str, Any]) -> str:
     if column["kind"] == "real":
         return f"real, {column['low']:g} to {column['high']:g}"
     values = column["values"]
-    shown = ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values[:5]]
+    shown = ", ".join(texts) + (", ..." if len(values) > 5 else "")
     return f"{column['kind']}, {len(values)} values: {shown}"

@@ -100,8 +100,10 @@ def command(
     _tell_summary(quiet, evaluation, detector.threshold_rule_["fpr"], outputs)
     if as_json:
         print_json({"report": str(outputs.html), **metrics})
-    if min_auroc is not None and evaluation.roc_auc.value < min_auroc:
-        tell(False, f"The area under the ROC curve is {evaluation.roc_auc.value:.4f}, less than --min-auroc {min_auroc}.")
+    if min_auroc is not None and metrics["roc_auc"]["value"] < min_auroc:
+        tell(
+            False, f"The area under the ROC curve is {evaluation.roc_auc.value:.4f}, less than --min-auroc {min_auroc}."
+        )
         raise click.exceptions.Exit(GATE_FAILED)
 
 
@@ -138,7 +140,9 @@ def _evaluate(detector: "VAEDetector", table: "Data", quiet: bool) -> tuple["pd.
     return predictions, evaluate(y, scores, detector.threshold_)
 
 
-def _facts(detector: "VAEDetector", table: "Data", evaluation: "Evaluation", model: str) -> dict[str, dict[str, object]]:
+def _facts(
+    detector: "VAEDetector", table: "Data", evaluation: "Evaluation", model: str
+) -> dict[str, dict[str, object]]:
     import vae_anomaly
 
     rule = detector.threshold_rule_
@@ -170,7 +174,7 @@ def _facts(detector: "VAEDetector", table: "Data", evaluation: "Evaluation", mod
         "provenance": {
             "Command": shlex.join(["vae-anomaly", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "vae-anomaly" else "-",
             "vae-anomaly": vae_anomaly.__version__,
-            "Seed": detector.seed_,
+            "Seed": str(detector.seed_),
         },
     }
 
@@ -182,7 +186,7 @@ def _worst(detector: "VAEDetector", table: "Data", predictions: "pd.DataFrame") 
     flagged = predictions[predictions["is_anomaly"] == 1].nlargest(N_WORST, "anomaly_score")
     missed = predictions[(predictions["is_anomaly"] == 0) & (predictions["label"] == 1)]
     missed = missed.nsmallest(N_WORST, "anomaly_score")
-    worst = {}
+    worst: dict[str, list[dict[str, object]]] = {}
     for name, rows in (("worst_flagged", flagged), ("worst_missed", missed)):
         if len(rows) == 0:
             worst[name] = []

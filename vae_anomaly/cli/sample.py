@@ -10,7 +10,9 @@ from vae_anomaly.cli.common import check_output, load_detector, overwrite_option
 @click.command("sample")
 @click.argument("model", metavar="MODEL")
 @click.option("-n", "--rows", type=click.IntRange(1), default=10, show_default=True, help="Number of rows.")
-@click.option("-o", "--output", default="-", metavar="FILE", help="CSV or Parquet file [default: CSV to standard output].")
+@click.option(
+    "-o", "--output", default="-", metavar="FILE", help="CSV or Parquet file [default: CSV to standard output]."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @overwrite_option
 @click.option("-q", "--quiet", is_flag=True, help="No summary.")

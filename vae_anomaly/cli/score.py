@@ -32,9 +32,15 @@ GATE_FAILED = 6
 @click.command("score")
 @click.argument("model", metavar="MODEL")
 @click.argument("data", metavar="DATA")
-@click.option("-o", "--output", default="-", metavar="FILE", help="CSV or Parquet file [default: CSV to standard output].")
-@click.option("--scores", "score_names", type=NameType("score"), multiple=True, help="Further score to add (repeatable).")
-@click.option("--top", "n_top", type=click.IntRange(0), default=3, show_default=True, help="Features to name for each row.")
+@click.option(
+    "-o", "--output", default="-", metavar="FILE", help="CSV or Parquet file [default: CSV to standard output]."
+)
+@click.option(
+    "--scores", "score_names", type=NameType("score"), multiple=True, help="Further score to add (repeatable)."
+)
+@click.option(
+    "--top", "n_top", type=click.IntRange(0), default=3, show_default=True, help="Features to name for each row."
+)
 @click.option("--fail-above-rate", type=Fraction(), help="Exit with 6 if a larger share of the rows is flagged.")
 @table_options(label=False)
 @device_option
@@ -55,7 +61,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Score the rows of DATA with MODEL and write one line for each: score, p-value, verdict and the features behind it."""
+    """Score the rows of DATA with MODEL: one line each, with score, p-value, verdict and the features behind it."""
     from vae_anomaly.data.tabular import table_format
     from vae_anomaly.predictions import predict_table
 
@@ -72,7 +78,10 @@ def command(
     if as_json:
         print_json(summary)
     if fail_above_rate is not None and summary["flagged_share"] > fail_above_rate:
-        tell(False, f"{summary['flagged_share']:.2%} of the rows are flagged, more than --fail-above-rate {fail_above_rate}.")
+        tell(
+            False,
+            f"{summary['flagged_share']:.2%} of the rows are flagged, more than --fail-above-rate {fail_above_rate}.",
+        )
         raise click.exceptions.Exit(GATE_FAILED)
 
 
