@@ -1,5 +1,6 @@
 """vae-anomaly demo: the tour, on data that scikit-learn brings along."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -42,21 +43,12 @@ def _tour(group: click.Command, sample: str, folder: Path, fpr: str) -> None:
         with replacing(folder / name) as temporary:
             write_table(frame, temporary, format=".csv")
     tell(False, f"\n{info.title}: {len(train)} normal rows to train on, {len(test)} rows to test on.")
-    model = str(folder / "model.safetensors")
+    model, test_csv = str(folder / "model.safetensors"), str(folder / "test.csv")
     for arguments in (
         ["fit", str(folder / "train.csv"), "-o", model, "--fpr", fpr, "--overwrite"],
-        [
-            "score",
-            model,
-            str(folder / "test.csv"),
-            "--drop",
-            "anomaly",
-            "-o",
-            str(folder / "scores.csv"),
-            "--overwrite",
-        ],
-        ["report", model, str(folder / "test.csv"), "--label", "anomaly", "-o", str(folder), "--overwrite"],
+        ["score", model, test_csv, "--drop", "anomaly", "-o", str(folder / "scores.csv"), "--overwrite"],
+        ["report", model, test_csv, "--label", "anomaly", "--title", info.title, "-o", str(folder), "--overwrite"],
     ):
-        tell(False, f"\n$ vae-anomaly {' '.join(arguments)}")
+        tell(False, f"\n$ vae-anomaly {shlex.join(arguments)}")
         group.main(arguments, prog_name="vae-anomaly", standalone_mode=False)
     tell(False, f"\nOpen {folder / 'report.html'} in a browser.")
