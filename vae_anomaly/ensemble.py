@@ -55,15 +55,21 @@ class Ensemble:
             If a tensor is missing, superfluous, or of another shape than the architecture has.
         """
         ensemble = cls.__new__(cls)
-        ensemble.skeleton = skeleton.to("meta")
+        ensemble.skeleton = copy.deepcopy(skeleton).to("meta")
         expected = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
         if expected.keys() != tensors.keys():
             raise ValueError(f"tensors do not fit the network: {sorted(expected.keys() ^ tensors.keys())[:3]}")
-        ensemble.n_estimators = next(iter(tensors.values())).shape[0]
+        counts = {value.shape[0] if value.ndim else 0 for value in tensors.values()}
+        if len(counts) != 1 or 0 in counts:
+            raise ValueError(f"tensors are not stacked along a first axis over the members; its lengths: {counts}")
+        (ensemble.n_estimators,) = counts
         for name, wanted in expected.items():
-            shape = (ensemble.n_estimators, *wanted.shape)
-            if tensors[name].shape != shape or tensors[name].dtype != wanted.dtype:
-                raise ValueError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}, the network needs {shape}")
+            found, shape = tensors[name], (ensemble.n_estimators, *wanted.shape)
+            if found.shape != shape or found.dtype != wanted.dtype:
+                raise ValueError(
+                    f"tensor {name!r} has shape {tuple(found.shape)} and type {found.dtype}, "
+                    f"the network needs {shape} and {wanted.dtype}"
+                )
         ensemble.params = {name: tensors[name] for name, _ in skeleton.named_parameters()}
         ensemble.buffers = {name: tensors[name] for name, _ in skeleton.named_buffers()}
         return ensemble

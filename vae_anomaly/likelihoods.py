@@ -32,7 +32,7 @@ __all__ = [
 # softplus(RAW_ONE) == 1, the scale of a standardised column: the scale that training starts from.
 RAW_ONE = math.log(math.e - 1.0)
 
-# The least likely value of a binary or categorical column is never rated under exp(-MAX_LOGIT).
+# Two values of a binary column, or two categories, never differ by more than this in log-probability, in nats.
 MAX_LOGIT = 10.0
 
 
@@ -191,9 +191,10 @@ class Bernoulli(Likelihood):
 class ContinuousBernoulli(Likelihood):
     """Continuous Bernoulli on [0, 1] [1]_, the Bernoulli formula with the constant that makes it a density.
 
-    References ---------- .. [1] Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in
-    variational autoencoders",
-       2019, https://arxiv.org/abs/1907.06845
+    References
+    ----------
+    .. [1] Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational
+       autoencoders", 2019, https://arxiv.org/abs/1907.06845
     """
 
     name = "continuous_bernoulli"
@@ -240,8 +241,9 @@ class OneHotBlocks(Distribution):
         # The largest of Gumbel-perturbed log-probabilities is a draw from the categorical.
         perturbed = log_pi - torch.empty_like(log_pi).exponential_().log()
         nothing = torch.full_like(perturbed[..., :1], -math.inf)
-        largest = torch.cat([perturbed, nothing], dim=-1)[..., self.padded].amax(dim=-1)
-        return (perturbed == largest[..., self.owner]).to(log_pi.dtype)
+        largest = torch.cat([perturbed, nothing], dim=-1)[..., self.padded].argmax(dim=-1, keepdim=True)
+        chosen = torch.take_along_dim(self.padded.expand(*largest.shape[:-1], -1), largest, dim=-1).squeeze(dim=-1)
+        return torch.zeros_like(log_pi).scatter(-1, chosen, 1.0)
 
 
 class Categorical(Likelihood):

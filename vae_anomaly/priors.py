@@ -45,7 +45,7 @@ class Prior(nn.Module):
         """Draw initial values."""
 
     def start_from(self, x: Tensor) -> None:
-        """Take initial values from ``n_components`` training samples (missing entries as NaN)."""
+        """Take initial values from ``n_components`` training samples, if the prior is made of samples."""
 
     def forward(self, encode: Callable[[Tensor], Distribution]) -> Distribution:
         """Distribution p(z); ``encode`` is the VAE's own q(z | x), for a prior that is built from it."""

@@ -7,6 +7,7 @@ whereas the arithmetic mean of densities would let one over-confident member spe
 the shares that :func:`shares` gives to each entry still sum to the score.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,9 +53,10 @@ def reconstruction_probability(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     The source calls it a probability and flags low values; it is a negative log-density here, and high values are
     flagged.
 
-    References ---------- .. [1] An and Cho, "Variational autoencoder based anomaly detection using reconstruction
-    probability", SNU Data Mining
-       Center, 2015
+    References
+    ----------
+    .. [1] An and Cho, "Variational autoencoder based anomaly detection using reconstruction probability", SNU Data
+       Mining Center, 2015
     """
     return _expected_neg_log_entries(vae, x, eps).flatten(1).sum(dim=1)
 
@@ -82,8 +84,7 @@ def neg_log_px(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     """
     terms = vae.terms(x, eps)
     log_weights = terms.log_px_z + terms.log_pz - terms.log_qz
-    n_mc = torch.tensor(float(log_weights.shape[0]), device=x.device)
-    return torch.log(n_mc) - log_weights.logsumexp(dim=0)
+    return math.log(log_weights.shape[0]) - log_weights.logsumexp(dim=0)
 
 
 def typicality(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:

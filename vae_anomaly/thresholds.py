@@ -162,16 +162,17 @@ def p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> NDArray[np.flo
 
 
 def _sorted(scores: ArrayLike) -> NDArray[np.float64]:
-    ordered = np.sort(np.asarray(scores, dtype=float))
-    if ordered.ndim != 1 or ordered.size == 0:
-        raise ValueError(f"Calibration scores must be a non-empty vector, got an array of shape {ordered.shape}.")
+    vector = np.asarray(scores, dtype=float)
+    if vector.ndim != 1 or vector.size == 0:
+        raise ValueError(f"Calibration scores must be a non-empty vector, got an array of shape {vector.shape}.")
+    ordered = np.sort(vector)
     if np.isnan(ordered[-1]):
         raise ValueError("Calibration scores contain NaN; leave out the rows that could not be scored.")
     return ordered
 
 
 def _excess_rows_needed(fpr: float) -> int:
-    return math.ceil(MIN_EXCESSES / _tail(fpr)) + 1
+    return math.floor((MIN_EXCESSES - 1) / _tail(fpr)) + 2
 
 
 class Threshold(NamedTuple):

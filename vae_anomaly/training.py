@@ -43,7 +43,8 @@ class Plan:
 class History:
     """Terms over the course of training, each of shape (n_checks, n_estimators), in nats.
 
-    ``elbo`` holds the bound with the weight beta on its KL term, which training maximises.
+    ``elbo`` holds the bound with the weight beta on its KL term, which training maximises. A member that has stopped is
+    recorded on until the last one stops; what it keeps is the check ``best``.
     """
 
     epoch: NDArray[np.float64]
@@ -191,7 +192,11 @@ class _Run:
     def _clip_gradients(self) -> None:
         """Scale the gradient of each member to a norm of at most ``max_grad_norm`` for each entry of a sample."""
         gradients = [value.grad for value in self.ensemble.params.values() if value.grad is not None]
-        norm = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients]).sum(dim=0).sqrt()
+        norm = (
+            torch.stack([gradient.reshape(len(gradient), -1).square().sum(dim=1) for gradient in gradients])
+            .sum(dim=0)
+            .sqrt()
+        )
         limit = self.plan.max_grad_norm * math.prod(self.ensemble.skeleton.event_shape)
         factor = (limit / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
@@ -213,6 +218,11 @@ class _Run:
         """Compute the held-out terms; keep the weights of members that improved, stop those that long have not."""
         reconstruction, kl = self.ensemble.map(_mean_terms, self.held_out_x, self.held_out_eps, in_dims=(0, 0))
         elbo = reconstruction - self.plan.beta * kl
+        if not bool((torch.isfinite(elbo) | self.stopped).all()):
+            raise TrainingError(
+                f"Training stopped: the held-out ELBO was not finite after epoch {self.epoch:.0f}. "
+                "Look for extreme values in the training data, or raise min_scale."
+            )
         self.held_out.append(_to_numpy(torch.stack([elbo, reconstruction, kl])))
         self.epochs.append(self.epoch)
         better = (elbo > self.best_elbo) & ~self.stopped

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent, kl_divergence
 
+from vae_anomaly.errors import look_up
 from vae_anomaly.likelihoods import LIKELIHOODS, Likelihood
 from vae_anomaly.nets import build_nets
 from vae_anomaly.priors import PRIORS, Prior, StandardNormal
@@ -80,9 +81,11 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape, self.latent_dim, self.mask_input = tuple(event_shape), latent_dim, mask_input
-        self.likelihood = LIKELIHOODS[likelihood](event_shape) if isinstance(likelihood, str) else likelihood
+        self.likelihood = (
+            look_up("likelihood", likelihood, LIKELIHOODS)(event_shape) if isinstance(likelihood, str) else likelihood
+        )
         if isinstance(prior, str):
-            prior = PRIORS[prior](latent_dim, event_shape=self.event_shape, generator=generator)
+            prior = look_up("prior", prior, PRIORS)(latent_dim, event_shape=self.event_shape, generator=generator)
         self.prior = prior
         n_extra = self.event_shape[0] if mask_input else 0
         # Layers draw weights from the global generator before ours replaces them; its state is none of our business.

@@ -1,0 +1,147 @@
+import pytest
+import torch
+
+from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.likelihoods import LIKELIHOODS
+from vae_anomaly.priors import PRIORS
+from vae_anomaly.scores import SCORES
+from vae_anomaly.vae import VAE
+
+
+@pytest.fixture
+def x(generator):
+    return torch.rand(7, 5, generator=generator)
+
+
+@pytest.fixture
+def eps(generator):
+    return torch.randn(3, 1, 2, generator=generator)
+
+
+@pytest.fixture
+def three(make_vae):
+    return [make_vae(seed=seed) for seed in range(3)]
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_ensemble_of_one_has_the_terms_of_the_vae(likelihood, prior, make_vae, x, eps):
+    vae = make_vae(likelihood=likelihood, prior=prior)
+    terms = Ensemble([vae]).map(VAE.terms, x, eps)
+    torch.testing.assert_close([values[0] for values in terms], list(vae.terms(x, eps)))
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_ensemble_of_one_has_the_scores_of_the_vae(name, make_vae, x, eps):
+    vae = make_vae()
+    (scores,) = Ensemble([vae]).map(SCORES[name].function, x, eps)
+    torch.testing.assert_close(scores, SCORES[name].function(vae, x, eps))
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_map_is_the_loop_over_members(name, three, x, eps):
+    ensemble, score = Ensemble(three), SCORES[name].function
+    for members in (three, ensemble.members()):
+        looped = torch.stack([score(member, x, eps) for member in members])
+        torch.testing.assert_close(ensemble.map(score, x, eps), looped)
+
+
+def test_map_can_give_each_member_its_own_arguments(three, generator, eps):
+    own = torch.rand(3, 7, 5, generator=generator)
+    looped = torch.stack([vae.elbo(rows, eps) for vae, rows in zip(three, own, strict=True)])
+    torch.testing.assert_close(Ensemble(three).map(VAE.elbo, own, eps, in_dims=(0, None)), looped)
+
+
+def test_map_stacks_named_tuples_and_dicts(three, x, eps):
+    ensemble = Ensemble(three)
+    terms = ensemble.map(VAE.terms, x, eps)
+    assert terms.log_px_z.shape == (3, 3, 7)
+    assert ensemble.map(lambda vae, rows: {"mean": vae.encode(rows).mean}, x)["mean"].shape == (3, 7, 2)
+
+
+def test_gradients_of_a_member_do_not_depend_on_its_siblings(three, x, eps):
+    together, alone = Ensemble(three), Ensemble(three[1:2])
+    (-together.map(VAE.elbo, x, eps).sum()).backward()
+    (-alone.map(VAE.elbo, x, eps).sum()).backward()
+    for name, value in alone.params.items():
+        torch.testing.assert_close(together.params[name].grad[1], value.grad[0])
+
+
+def test_members_are_copies(three):
+    ensemble = Ensemble(three)
+    for vae, member in zip(three, ensemble.members(), strict=True):
+        torch.testing.assert_close(dict(member.state_dict()), dict(vae.state_dict()), rtol=0, atol=0)
+        with torch.no_grad():
+            next(member.parameters()).add_(1.0)
+    first = next(iter(ensemble.params.values()))
+    torch.testing.assert_close(first[0], next(three[0].parameters()), rtol=0, atol=0)
+
+
+# -- tensors and back -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_tensors_make_the_same_ensemble_again(likelihood, prior, make_vae, x, eps):
+    options = {"likelihood": likelihood, "prior": prior}
+    ensemble = Ensemble([make_vae(seed=seed, **options) for seed in range(2)])
+    again = Ensemble.from_tensors(make_vae(seed=9, **options), ensemble.tensors())
+    assert again.n_estimators == 2
+    torch.testing.assert_close(again.tensors(), ensemble.tensors(), rtol=0, atol=0)
+    torch.testing.assert_close(again.map(VAE.elbo, x, eps), ensemble.map(VAE.elbo, x, eps), rtol=0, atol=0)
+
+
+def test_from_tensors_takes_a_skeleton_without_memory(three, x, eps):
+    ensemble = Ensemble(three)
+    with torch.device("meta"):
+        skeleton = VAE((5,), 2, hidden=(8, 8))
+    again = Ensemble.from_tensors(skeleton, ensemble.tensors())
+    torch.testing.assert_close(again.map(VAE.elbo, x, eps), ensemble.map(VAE.elbo, x, eps), rtol=0, atol=0)
+
+
+def test_from_tensors_leaves_the_skeleton_as_it_was(three, x, eps):
+    skeleton = three[0]
+    before = skeleton.elbo(x, eps)
+    Ensemble.from_tensors(skeleton, Ensemble(three).tensors())
+    torch.testing.assert_close(skeleton.elbo(x, eps), before, rtol=0, atol=0)
+
+
+WEIGHT = "decoder.0.weight"
+CHANGES = {
+    "missing": lambda tensors: tensors.pop(WEIGHT),
+    "superfluous": lambda tensors: tensors.update(other=torch.zeros(3)),
+    "wider": lambda tensors: tensors.update({WEIGHT: torch.zeros(3, 8, 4)}),
+    "transposed": lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].mT}),
+    "fewer members": lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT][:2]}),
+    "without members": lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT][0]}),
+    "another type": lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].double()}),
+    "all gone": lambda tensors: tensors.clear(),
+    "all without members": lambda tensors: tensors.update({name: value[0] for name, value in tensors.items()}),
+    "first a number": lambda tensors: tensors.update({next(iter(tensors)): torch.zeros(())}),
+    "no member left": lambda tensors: tensors.update({name: value[:0] for name, value in tensors.items()}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_tensors_that_do_not_fit_are_refused(change, three):
+    tensors = Ensemble(three).tensors()
+    CHANGES[change](tensors)
+    with pytest.raises(ValueError, match=r"tensor"):
+        Ensemble.from_tensors(three[0], tensors)
+
+
+def test_refusal_of_another_type_names_the_types(three):
+    tensors = Ensemble(three).tensors()
+    CHANGES["another type"](tensors)
+    with pytest.raises(ValueError, match=r"float64.*float32"):
+        Ensemble.from_tensors(three[0], tensors)
+
+
+def test_to_moves_nothing_but_the_place(three, x, eps):
+    ensemble = Ensemble(three)
+    before, requires_grad = ensemble.map(VAE.elbo, x, eps), [value.requires_grad for value in ensemble.params.values()]
+    assert ensemble.to("cpu") is ensemble
+    assert ensemble.device == torch.device("cpu")
+    assert [value.requires_grad for value in ensemble.params.values()] == requires_grad
+    assert all(value.is_leaf for value in ensemble.params.values())
+    torch.testing.assert_close(ensemble.map(VAE.elbo, x, eps), before, rtol=0, atol=0)
