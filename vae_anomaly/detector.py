@@ -5,7 +5,8 @@ import math
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from numbers import Integral, Real
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from vae_anomaly.thresholds import THRESHOLDS, check_fpr, p_values
 from vae_anomaly.training import OnCheck, Plan, active_units, train
 from vae_anomaly.vae import VAE
 
-__all__ = ["VAEDetector", "load"]
+__all__ = ["VAEDetector", "find_device", "load"]
 
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
@@ -37,6 +38,46 @@ MAX_CALIBRATION_ROWS = 10_000
 MAX_LATENT_DIM = 128
 
 Floats = NDArray[np.float64]
+
+
+class Limits(NamedTuple):
+    """What a numeric parameter may be."""
+
+    kind: type[Integral] | type[Real]
+    low: float
+    high: float = math.inf
+    open: bool = False
+    """Whether the ends are excluded."""
+    optional: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """ValueError if ``value`` is not within the limits."""
+        if value is None and self.optional:
+            return
+        usable: bool = isinstance(value, self.kind) and not isinstance(value, bool)
+        number = float(value) if usable else math.nan
+        within = self.low < number < self.high if self.open else self.low <= number <= self.high
+        if not (within and math.isfinite(number)):
+            what = "an integer" if self.kind is Integral else "a number"
+            least, most = ("above", "below") if self.open else ("of at least", "at most")
+            upper = "" if self.high == math.inf else f" and {most} {self.high:g}"
+            none = ", or None for the default" if self.optional else ""
+            raise ValueError(f"{name}={value!r} must be {what} {least} {self.low:g}{upper}{none}.")
+
+
+LIMITS = {
+    "n_estimators": Limits(Integral, 1),
+    "latent_dim": Limits(Integral, 1, optional=True),
+    "beta": Limits(Real, 0),
+    "min_scale": Limits(Real, 0, open=True),
+    "n_mc": Limits(Integral, 1),
+    "max_steps": Limits(Integral, 1, optional=True),
+    "batch_size": Limits(Integral, 1),
+    "learning_rate": Limits(Real, 0, open=True),
+    "weight_decay": Limits(Real, 0),
+    "warmup": Limits(Real, 0, 1),
+    "patience": Limits(Real, 0),
+}
 
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -192,6 +233,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._check_params()
         frame = self._frame(X, reset=True)
+        self.from_frame_ = isinstance(X, pd.DataFrame)
+        self._check_categorical(frame)
         kind = LIKELIHOODS["mixed" if self.likelihood == "auto" else self.likelihood]
         self.schema_ = Schema.infer(
             frame, kinds=kind.columns, scaling=kind.scaling, categorical=self.categorical_features
@@ -218,15 +261,21 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         look_up("score", self.score_name, SCORES)
         look_up("threshold", self.threshold, THRESHOLDS)
         check_fpr(self.fpr)
-        for name in ("n_estimators", "n_mc", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("learning_rate", "min_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0.")
-        for name in ("latent_dim", "max_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or None for the default.")
+        for name, limits in LIMITS.items():
+            limits.check(name, getattr(self, name))
+        # scikit-learn lets anything be set; the annotations bind nobody.
+        hidden: Any = self.hidden
+        categorical: Any = self.categorical_features
+        if any(not isinstance(width, Integral) or int(width) < 1 for width in hidden):
+            raise ValueError(f"hidden={hidden!r} must hold positive integers, the widths of the layers.")
+        if isinstance(categorical, str):
+            raise ValueError(f"categorical_features={categorical!r} must be a sequence of column names.")
+        find_device(self.device)
+
+    def _check_categorical(self, frame: pd.DataFrame) -> None:
+        unknown = sorted(set(map(str, self.categorical_features)) - set(map(str, frame.columns)))
+        if unknown:
+            raise ValueError(f"categorical_features names {unknown[0]!r}, and X has no such column.")
 
     def _seed(self) -> int:
         if isinstance(self.random_state, (int, np.integer)):
@@ -269,8 +318,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _train(
         self, x: torch.Tensor, rest: torch.Tensor, generators: list[torch.Generator], on_check: OnCheck | None
     ) -> None:
-        device = _device(self.device)
-        latent_dim = self.latent_dim or min(max(x.shape[1], 2), MAX_LATENT_DIM)
+        device = find_device(self.device)
+        latent_dim = int(self.latent_dim or min(max(x.shape[1], 2), MAX_LATENT_DIM))
         self.architecture_: dict[str, Any] = {
             "n_entries": x.shape[1],
             "latent_dim": latent_dim,
@@ -297,10 +346,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _plan(self, n_rows: int) -> Plan:
         steps_per_epoch = max(1, n_rows // self.batch_size)
-        n_steps = self.max_steps or min(max(1500, 5 * steps_per_epoch), 6000)
+        n_steps = int(self.max_steps or min(max(1500, 5 * steps_per_epoch), 6000))
         return Plan(
             n_steps,
-            batch_size=self.batch_size,
+            batch_size=int(self.batch_size),
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             beta=self.beta,
@@ -340,11 +389,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
 
     def _set_threshold(self, scores: Floats, threshold: str, fpr: float, *, strict: bool) -> None:
-        self.calibration_scores_ = np.sort(scores[~np.isnan(scores)])
+        # Everything that may fail comes before the first change of state.
+        scores = np.sort(scores[~np.isnan(scores)])
         rule = look_up("threshold", threshold, THRESHOLDS)
-        self.threshold_ = rule.function(self.calibration_scores_, check_fpr(fpr)) if strict else math.inf
+        value = rule.function(scores, check_fpr(fpr)) if strict else math.inf
+        self.calibration_scores_, self.threshold_, self.offset_ = scores, value, -value
         self.threshold_rule_: dict[str, Any] = {"name": threshold, "fpr": float(fpr)}
-        self.offset_ = -self.threshold_
 
     def calibrate(self, X: Any, *, threshold: str | None = None, fpr: float | None = None) -> Self:
         """New threshold from further normal data; the weights stay as they are.
@@ -364,7 +414,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         last = self.threshold_rule_
         fpr = last["fpr"] if fpr is None else fpr
-        self._set_threshold(self.anomaly_score(X), threshold or last["name"], fpr, strict=True)
+        threshold = last["name"] if threshold is None else threshold
+        self._set_threshold(self.anomaly_score(X), threshold, fpr, strict=True)
         return self
 
     # -- scoring ------------------------------------------------------------------------------------------------------
@@ -410,7 +461,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         What a feature adds differs from feature to feature among normal rows, too: compare with ``usual_shares_``.
         """
         check_is_fitted(self)
-        return self._shares(self._encode(X), look_up("score", score_name or self.score_name, SCORES))
+        encoded = self._encode(X)
+        explained = self._shares(encoded, look_up("score", score_name or self.score_name, SCORES))
+        explained[np.isnan(encoded).all(axis=1)] = np.nan
+        return explained
 
     def sample(self, n_samples: int = 1, *, random_state: int = 0) -> Any:
         """New rows drawn from the prior, in the units and types of the training data; the members take turns.
@@ -420,16 +474,18 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         DataFrame, or ndarray if the detector was fitted on an array
         """
         check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples} must be at least 1.")
         blocks = np.array_split(np.arange(n_samples), self.n_estimators)
         draws = []
-        # The distributions draw from the global generator, whose state is left as it was.
+        # The distributions draw from the global generator of the CPU, whose state is left as it was.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(random_state)
+            torch.default_generator.manual_seed(random_state)
             for member, rows in zip(self.ensemble_.members(), blocks, strict=True):
                 vae = member.to("cpu")
                 draws.append(vae.decode(vae.pz().sample((len(rows),))).sample())
         frame = self.schema_.decode(torch.cat(draws).numpy())
-        return frame if hasattr(self, "feature_names_in_") else frame.to_numpy(dtype=np.float64)
+        return frame if self.from_frame_ else frame.to_numpy(dtype=np.float64)
 
     def _encode(self, X: Any) -> NDArray[np.float32]:
         return self.schema_.encode(self._frame(X, reset=False))
@@ -485,7 +541,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:
         If the file can't be read, or was damaged or changed.
     """
     detector = model_state.restore(VAEDetector, path)
-    detector.ensemble_.to(_device(device))
+    detector.ensemble_.to(find_device(device))
     return detector
 
 
@@ -494,8 +550,14 @@ def _check_rows(frame: pd.DataFrame, at_least: int) -> None:
         raise DataError(f"Found {len(frame)} sample(s), and at least {at_least} are needed.")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Device of this name, "auto" for the best there is; ValueError if this machine does not have it."""
     if name != "auto":
+        try:
+            # A tensor that can be read back: "meta" is a device, too.
+            torch.zeros(1, device=name).item()
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError):
+            raise ValueError(f"device={name!r}: this machine has no such device. Use 'auto' or 'cpu'.") from None
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")

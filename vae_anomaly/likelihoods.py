@@ -127,6 +127,14 @@ class GaussianShared(GaussianPerFeature):
         return ()
 
 
+class _StudentT(distributions.StudentT):
+    @property
+    def mean(self) -> Tensor:
+        # There is one, as df > 1; torch's own property looks for that with an operation that vmap can't run.
+        loc: Tensor = self.loc
+        return loc
+
+
 class StudentT(Likelihood):
     r"""Student's t with mean and scale that depend on z, and degrees of freedom learned for each entry.
 
@@ -144,7 +152,7 @@ class StudentT(Likelihood):
     def forward(self, phi: Tensor) -> Distribution:
         mu, raw_scale = phi.unbind(dim=-1)
         df = (2.0 + F.softplus(self.raw_df)).expand_as(mu)
-        return self._independent(distributions.StudentT(df, mu, self._scale(raw_scale), validate_args=False))
+        return self._independent(_StudentT(df, mu, self._scale(raw_scale), validate_args=False))
 
 
 class _UnitInterval(Distribution):

@@ -1,5 +1,6 @@
 """A fitted detector as plain data and arrays, and back: what goes into a model file."""
 
+import math
 import os
 import platform
 from dataclasses import fields
@@ -11,9 +12,10 @@ import torch
 
 import vae_anomaly
 from vae_anomaly.ensemble import Ensemble
-from vae_anomaly.errors import ModelFileError
+from vae_anomaly.errors import ModelFileError, look_up
 from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.preprocessing import Schema
+from vae_anomaly.thresholds import THRESHOLDS, check_fpr
 from vae_anomaly.training import History
 
 if TYPE_CHECKING:
@@ -43,8 +45,10 @@ def _header(detector: "VAEDetector", notes: dict[str, Any]) -> dict[str, Any]:
     history = detector.history_
     kept = history.best, np.arange(detector.n_estimators)
     return {
-        "params": {**detector.get_params(), "random_state": detector.seed_},
+        "params": {name: _plain(value) for name, value in detector.get_params().items()}
+        | {"random_state": detector.seed_},
         "schema": detector.schema_.to_json(),
+        "from_frame": detector.from_frame_,
         "named_features": hasattr(detector, "feature_names_in_"),
         "architecture": detector.architecture_,
         "threshold": {**detector.threshold_rule_, "value": detector.threshold_},
@@ -68,13 +72,21 @@ def _header(detector: "VAEDetector", notes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _plain(value: Any) -> Any:
+    """NumPy scalars as Python's own, and sequences of names as lists, as JSON has them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def restore(kind: type["VAEDetector"], path: str | os.PathLike[str]) -> "VAEDetector":
     """Detector from a model file, on the CPU."""
     header, tensors = load_model(path)
     try:
         return _restore(kind, header, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{os.path.basename(path)} does not hold a whole model: {error}.") from None
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise ModelFileError(f"{os.path.basename(path)} does not hold a whole model: {what}.") from None
 
 
 def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[str, Any]) -> "VAEDetector":
@@ -86,24 +98,63 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     detector.schema_ = Schema.from_json(header["schema"])
     detector.architecture_ = header["architecture"]
     detector.seed_, detector.fingerprint_ = params["random_state"], header["fingerprint"]
+    prefix = "ensemble."
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    _check_size(detector, state)
     # On the meta device a network has shapes and no memory: a file that asks for a giant one is refused, not built.
     with torch.device("meta"):
         skeleton = detector._build(None)
-    prefix = "ensemble."
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     detector.ensemble_ = Ensemble.from_tensors(
         skeleton, {name: torch.from_numpy(value) for name, value in state.items()}
     )
+    _check_shapes(detector, tensors)
     detector.eps_ = torch.from_numpy(tensors["eps"])
     detector.history_ = History(**{field.name: tensors[f"history.{field.name}"] for field in fields(History)})
     detector.calibration_scores_ = tensors["calibration_scores"]
     detector.usual_shares_, detector.active_units_ = tensors["usual_shares"], tensors["active_units"]
+    look_up("threshold", header["threshold"]["name"], THRESHOLDS)
+    check_fpr(header["threshold"]["fpr"])
     detector.threshold_ = float(header["threshold"]["value"])
+    if math.isnan(detector.threshold_):
+        raise ValueError("its threshold is not a number")
     detector.offset_ = -detector.threshold_
     detector.threshold_rule_ = {"name": header["threshold"]["name"], "fpr": header["threshold"]["fpr"]}
     detector.n_rows_ = {name: header["training"][f"n_{name}"] for name in ("train", "calibration")}
-    detector.notes_ = header["notes"]
+    detector.notes_, detector.from_frame_ = header["notes"], bool(header["from_frame"])
     detector.n_features_in_ = len(detector.schema_.columns)
     if header["named_features"]:
         detector.feature_names_in_ = np.array([column.name for column in detector.schema_.columns], dtype=object)
     return detector
+
+
+def _check_size(detector: "VAEDetector", state: dict[str, Any]) -> None:
+    """Refuse, before they are built, far more layers or categories than the file has tensors for."""
+    if 4 * len(detector.hidden) > len(state):
+        raise ValueError("its header has more layers than the file has tensors for")
+    sizes = detector.schema_.block_sizes()[2]
+    padded = state.get("likelihood.padded", np.zeros(0))
+    if len(sizes) * max(sizes, default=0) * detector.n_estimators != (padded.size if sizes else 0):
+        raise ValueError("its header has other categories than its tensors")
+
+
+def _check_shapes(detector: "VAEDetector", tensors: dict[str, Any]) -> None:
+    """Refuse parts that do not fit each other."""
+    scores = tensors["calibration_scores"]
+    wanted = {
+        "eps": (detector.n_mc, 1, detector.architecture_["latent_dim"]),
+        "usual_shares": (len(detector.schema_.columns),),
+        "active_units": (detector.n_estimators,),
+        "calibration_scores": (max(len(scores), 1),) if scores.ndim else (1,),
+    }
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"tensor {name!r} has shape {tensors[name].shape}, the model needs {shape}")
+    if np.isnan(scores).any():
+        raise ValueError("a calibration score is not a number")
+    if detector.ensemble_.n_estimators != detector.n_estimators:
+        raise ValueError(
+            f"it has {detector.ensemble_.n_estimators} members, and its header says {detector.n_estimators}"
+        )
+    for column in detector.schema_.columns:
+        if not (math.isfinite(column.center) and math.isfinite(column.scale) and column.scale > 0):
+            raise ValueError(f"column {column.name!r} has no usable scale")

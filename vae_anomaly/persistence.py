@@ -23,6 +23,19 @@ __all__ = ["FORMAT_VERSION", "load_model", "save_model"]
 FORMAT_VERSION = 1
 KEY = "vae_anomaly"
 
+# What a header holds, at least.
+PARTS: dict[str, type] = {
+    "params": dict,
+    "schema": list,
+    "architecture": dict,
+    "threshold": dict,
+    "training": dict,
+    "n_calibration": int,
+    "fingerprint": str,
+    "versions": dict,
+    "notes": dict,
+}
+
 Tensors = dict[str, NDArray[Any]]
 
 
@@ -53,7 +66,8 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
     """
     name = Path(path).name
     if not Path(path).is_file():
-        raise ModelFileError(f"Model file {str(path)!r} does not exist.")
+        wrong = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise ModelFileError(f"Model file {str(path)!r} {wrong}.")
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -61,7 +75,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
                 raise ModelFileError(f"{name} is a safetensors file, but not a model of vae-anomaly.")
             document = _parse(name, metadata[KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, ValueError, TypeError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(f"{name} is not a model file, or it is damaged or cut off ({error}).") from None
@@ -81,6 +95,9 @@ def _parse(name: str, text: str) -> dict[str, Any]:
             "Upgrade vae-anomaly."
         )
     assert isinstance(document, dict)
+    for part, kind in PARTS.items():
+        if not isinstance(document.get(part), kind):
+            raise ModelFileError(f"{name} does not hold a whole model: its part {part!r} is missing or unusable.")
     return document
 
 

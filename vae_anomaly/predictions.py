@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vae_anomaly.detector import VAEDetector
 
-__all__ = ["Aligned", "align", "located", "predict_table"]
+__all__ = ["Aligned", "align", "as_fitted", "located", "predict_table", "top_features"]
 
 SEPARATOR = "; "
 
@@ -106,32 +106,44 @@ def predict_table(
 def _table(
     detector: "VAEDetector", X: pd.DataFrame, scorable: NDArray[np.bool_], score_names: Sequence[str], n_top: int
 ) -> pd.DataFrame:
-    named = X if hasattr(detector, "feature_names_in_") else X.to_numpy(dtype=np.float64)
+    named = as_fitted(detector, X)
     scores = np.where(scorable, detector.anomaly_score(named), np.nan)
     table = pd.DataFrame({"anomaly_score": scores})
     table["p_value"] = detector.p_values_of(scores)
     table["threshold"] = np.where(scorable, detector.threshold_, np.nan)
     table["is_anomaly"] = pd.array(np.where(scorable, scores > detector.threshold_, 0), dtype="Int64")
     table.loc[~scorable, "is_anomaly"] = pd.NA
-    features, contributions = _top(detector, named, scorable, n_top)
-    table["top_features"], table["top_contributions"] = features, contributions
+    table["top_features"], table["top_contributions"] = _top_texts(detector, named, scorable, n_top)
     for name in score_names:
         table[name] = np.where(scorable, detector.anomaly_score(named, score_name=name), np.nan)
     return table
 
 
-def _top(
-    detector: "VAEDetector", X: Any, scorable: NDArray[np.bool_], n_top: int
-) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
-    """The features that add most to each row's score beyond what they add to a normal row's, and how much."""
+def as_fitted(detector: "VAEDetector", X: pd.DataFrame) -> pd.DataFrame:
+    """``X`` as the detector takes it without a word: a detector that was fitted on an array wants no column names."""
+    return X if hasattr(detector, "feature_names_in_") else X.set_axis(range(X.shape[1]), axis=1)
+
+
+def top_features(
+    detector: "VAEDetector", X: pd.DataFrame, n_top: int
+) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+    """The features that add most to each row's score beyond what they add to a normal row's, and how much.
+
+    Both of shape (n_rows, n_top), most first.
+    """
     names = np.array([column.name for column in detector.schema_.columns], dtype=object)
-    excess = detector.explain(X) - detector.usual_shares_
-    n_top = min(n_top, excess.shape[1])
-    features, contributions = np.full(len(excess), None, dtype=object), np.full(len(excess), None, dtype=object)
-    if n_top == 0:
-        return features, contributions
+    excess = detector.explain(as_fitted(detector, X)) - detector.usual_shares_
     top = np.argsort(-excess, axis=1, kind="stable")[:, :n_top]
-    for row in np.flatnonzero(scorable):
-        features[row] = SEPARATOR.join(names[top[row]])
-        contributions[row] = SEPARATOR.join(f"{value:.4g}" for value in excess[row, top[row]])
+    return names[top], np.take_along_axis(excess, top, axis=1)
+
+
+def _top_texts(
+    detector: "VAEDetector", X: pd.DataFrame, scorable: NDArray[np.bool_], n_top: int
+) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    features, contributions = np.full(len(X), None, dtype=object), np.full(len(X), None, dtype=object)
+    if n_top > 0:
+        names, values = top_features(detector, X, n_top)
+        for row in np.flatnonzero(scorable):
+            features[row] = SEPARATOR.join(names[row])
+            contributions[row] = SEPARATOR.join(f"{value:.4g}" for value in values[row])
     return features, contributions

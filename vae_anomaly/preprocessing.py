@@ -222,10 +222,17 @@ def _infer_column(name: str, values: "pd.Series[Any]", as_category: bool, kinds:
         remark = "" if high > low else "constant"
         return Column(name, "binary", dtype, low=low, high=high, values=tuple(map(float, distinct)), remark=remark)
     low, high = float(seen.min()), float(seen.max())
-    center, scale = (low, high - low) if scaling == "unit" else (float(seen.mean()), float(seen.std()))
+    center, scale = (low, high - low) if scaling == "unit" else _moments(seen)
     remark = "" if high > low else "constant"
     # A column of one value has no scale of its own; deviations then count in the units of the table.
     return Column(name, "real", dtype, center, scale if high > low and scale > 0 else 1.0, low, high, remark=remark)
+
+
+def _moments(seen: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard deviation, also of numbers whose squares are too large or too small for a float."""
+    unit = float(np.abs(seen).max()) or 1.0
+    relative = seen / unit
+    return unit * float(relative.mean()), unit * float(relative.std())
 
 
 def _is_bool(values: "pd.Series[Any]") -> bool:
@@ -240,7 +247,7 @@ def _few_distinct(seen: NDArray[np.float64]) -> NDArray[np.float64] | None:
 
 def _as_numbers(name: str, values: "pd.Series[Any]") -> NDArray[np.float64] | None:
     """Column as float64, or None if it is text; a text among numbers is an error that names the cell."""
-    if pd.api.types.is_bool_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype):
+    if _is_numeric(values):
         return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
     numbers, bad = _parse(values)
     n_texts, n_values = int(bad.sum()), int(values.notna().sum())
@@ -256,7 +263,9 @@ def _as_numbers(name: str, values: "pd.Series[Any]") -> NDArray[np.float64] | No
 
 def _parse(values: "pd.Series[Any]") -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Numbers (NaN where there is none), and which values are neither missing nor a number."""
-    numbers = np.asarray(pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
+    # Times would pass as numbers (nanoseconds), a missing one as a very large one.
+    texts = values.map(str, na_action="ignore") if values.dtype.kind in "mM" else values.where(values.notna(), None)
+    numbers = np.asarray(pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
     return numbers, np.asarray(np.isnan(numbers) & values.notna().to_numpy(), dtype=bool)
 
 
@@ -274,11 +283,17 @@ def _refuse_infinite(name: str, numbers: NDArray[np.float64]) -> None:
         )
 
 
-def _as_texts(values: "pd.Series[Any]") -> "pd.Series[Any]":
+def _is_numeric(values: "pd.Series[Any]") -> bool:
+    """Whether the values are stored as numbers; bools count."""
+    return _is_bool(values) or bool(pd.api.types.is_numeric_dtype(values.dtype) and values.dtype.kind not in "mM")
+
+
+def _as_texts(name: str, values: "pd.Series[Any]") -> "pd.Series[Any]":
     """Values as text; a whole number is written alike whether it was read as 1 or as 1.0."""
     if pd.api.types.is_bool_dtype(values.dtype):
         return values.map({True: "True", False: "False"})
-    if pd.api.types.is_numeric_dtype(values.dtype):
+    if _is_numeric(values):
+        _refuse_infinite(name, values.to_numpy(dtype=np.float64, na_value=np.nan))
         return values.map(
             lambda value: f"{value:.0f}" if value == round(value) else repr(float(value)), na_action="ignore"
         )
@@ -286,7 +301,7 @@ def _as_texts(values: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def _infer_text(name: str, values: "pd.Series[Any]", as_category: bool, kinds: str) -> Column:
-    texts = _as_texts(values)
+    texts = _as_texts(name, values)
     counts = texts.value_counts()
     n_values, n_distinct = int(counts.sum()), len(counts)
     if n_distinct > MAX_CATEGORIES and n_distinct > n_values / 2 and not as_category:
@@ -303,7 +318,7 @@ def _infer_text(name: str, values: "pd.Series[Any]", as_category: bool, kinds: s
 def _encode_column(column: Column, values: "pd.Series[Any]") -> NDArray[Any]:
     if column.dtype == "text":
         return _encode_text(column, values)
-    if pd.api.types.is_bool_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype):
+    if _is_numeric(values):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         numbers, bad = _parse(values)
@@ -313,20 +328,22 @@ def _encode_column(column: Column, values: "pd.Series[Any]") -> NDArray[Any]:
     _refuse_infinite(column.name, numbers)
     if column.kind == "binary":
         return _codes(column, numbers)[:, None]
-    scaled = (numbers - column.center) / column.scale
+    with np.errstate(over="ignore"):
+        scaled = (numbers - column.center) / column.scale
     return np.asarray(np.clip(scaled, -MAX_SCALED, MAX_SCALED))[:, None]
 
 
 def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    codes = np.where(np.isnan(numbers), np.nan, UNSEEN)
-    for code, value in enumerate(column.values):
-        # A file may hold fewer digits than the training data had.
-        codes[np.isclose(numbers, value, rtol=1e-6, atol=1e-12)] = code
-    return codes
+    values = np.array(column.values)
+    nearest = np.abs(numbers[:, None] - values).argmin(axis=1)
+    # A file may hold fewer digits than the training data had.
+    tolerance = 1e-6 * (values[-1] - values[0] if len(values) > 1 else abs(values[0]))
+    seen = np.abs(numbers - values[nearest]) <= tolerance
+    return np.where(np.isnan(numbers), np.nan, np.where(seen, nearest, UNSEEN))
 
 
 def _encode_text(column: Column, values: "pd.Series[Any]") -> NDArray[np.float64]:
-    texts = _as_texts(values)
+    texts = _as_texts(column.name, values)
     places = texts.map({text: place for place, text in enumerate(column.values)})
     codes = places.to_numpy(dtype=np.float64, na_value=np.nan)
     missing = texts.isna().to_numpy()

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,9 +23,9 @@ __all__ = [
 MIN_EXCESSES = 30
 
 
-def check_fpr(fpr: float) -> float:
+def check_fpr(fpr: Any) -> float:
     """``fpr`` as a float, or ValueError if it does not lie strictly between 0 and 1."""
-    if not 0.0 < float(fpr) < 1.0:
+    if not (isinstance(fpr, Real) and 0.0 < float(fpr) < 1.0):
         raise ValueError(f"fpr={fpr} must lie between 0 and 1, both excluded: it is the share of normal rows to flag.")
     return float(fpr)
 

@@ -1,5 +1,6 @@
 """The command line: ``vae-anomaly VERB``. One file for each verb; this one holds the group and the exit codes."""
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -57,6 +58,10 @@ class Verbs(click.Group):
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError:
+            # The reader of our output (`head`, say) has gone, with what it wanted. The rest goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(0) from None
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
@@ -107,8 +112,4 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted; no output was changed.", err=True)
         status = 130
-    except BrokenPipeError:
-        # The reader of our output (`head`, say) has gone; what it wanted it has.
-        sys.stderr.close()
-        status = 0
     sys.exit(status if isinstance(status, int) else 0)

@@ -1,8 +1,5 @@
 """vae-anomaly calibrate: a new threshold for a model, from more normal rows."""
 
-import os
-from typing import Any
-
 import click
 
 from vae_anomaly.cli.common import (
@@ -55,9 +52,9 @@ def command(
     The weights stay as they are. With --label, only the rows labelled normal count.
     """
     from vae_anomaly.errors import DataError
-    from vae_anomaly.predictions import align, located
+    from vae_anomaly.predictions import align, as_fitted, located
 
-    check_output(output, overwrite)
+    check_output(output, overwrite, stdout=False)
     detector = load_detector(model, device)
     table = read_data(
         data,
@@ -69,17 +66,18 @@ def command(
         text_columns=text_columns(detector),
     ).normal()
     aligned = align(detector, table)
-    usable = aligned.X[aligned.reasons == ""]
+    scorable = aligned.reasons == ""
+    if not scorable.any():
+        raise DataError(f"{table.name} has no normal row that can be scored.")
     before = detector.threshold_
-    with located(table):
-        X: Any = usable if hasattr(detector, "feature_names_in_") else usable.to_numpy(dtype=float)
+    with located(table.take(scorable)):
         try:
-            detector.calibrate(X, threshold=threshold, fpr=fpr)
+            detector.calibrate(as_fitted(detector, aligned.X[scorable]), threshold=threshold, fpr=fpr)
         except ValueError as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{table.name}: {error}") from None
-    detector.save(output, notes={**detector.notes_, "calibration_data": os.fspath(table.name)})
+    detector.save(output, notes={**detector.notes_, "calibration_data": table.name})
     summary = {
         "model": output,
         "calibrated_on": len(detector.calibration_scores_),

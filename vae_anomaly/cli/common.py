@@ -73,6 +73,16 @@ class Fraction(click.ParamType):  # type: ignore[type-arg]
         return number
 
 
+class FiniteRange(click.FloatRange):
+    """Range of numbers that leaves out NaN and infinity, which click lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not abs(number) < float("inf"):
+            self.fail(f"{value} is not finite.", param, ctx)
+        return number
+
+
 def table_options(*, label: bool) -> Callable[[Command], Command]:
     """Options that say which columns of a table are not features."""
     options = [
@@ -123,9 +133,11 @@ def _all(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command
     return decorate
 
 
-def check_output(path: str, overwrite: bool, option: str = "-o") -> None:
+def check_output(path: str, overwrite: bool, *, stdout: bool = True, option: str = "-o") -> None:
     """Refuse, before any work is done, an output that could not be written or would replace a file."""
     if path == "-":
+        if not stdout:
+            raise click.UsageError(f"{option} -: a model can't be written to standard output. Name a file.")
         return
     folder = Path(path).parent
     if not folder.is_dir():
@@ -145,7 +157,23 @@ def read_data(path: str, **options: Any) -> "Data":
     from vae_anomaly.data import read
 
     options["id"] = options.pop("id_column", None)
+    delimiter = options["delimiter"] = {"\\t": "\t"}.get(options["delimiter"], options["delimiter"])
+    if delimiter is not None and len(delimiter) != 1:
+        raise click.UsageError(f"--delimiter {delimiter}: must be one character.")
+    if options.get("normal_value") and not options.get("label"):
+        raise click.UsageError("--normal-value needs --label, the column in which it stands.")
     return read(path, **options)
+
+
+def output_format(path: str) -> str:
+    """Format of a table to write, from the name of the file; CSV for standard output."""
+    from vae_anomaly.data.tabular import table_format
+    from vae_anomaly.errors import DataError
+
+    try:
+        return ".csv" if path == "-" else table_format(path)
+    except DataError as error:
+        raise click.UsageError(f"-o {path}: {error}") from None
 
 
 def load_detector(path: str, device: str = "cpu") -> "VAEDetector":
@@ -158,12 +186,11 @@ def load_detector(path: str, device: str = "cpu") -> "VAEDetector":
 
 def check_device(device: str) -> None:
     """Refuse a device that this machine does not have."""
-    import torch
+    from vae_anomaly.detector import find_device
 
     try:
-        if device != "auto":
-            torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        find_device(device)
+    except ValueError:
         raise click.UsageError(f"--device {device}: this machine has no such device. Use auto or cpu.") from None
 
 

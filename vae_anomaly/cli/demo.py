@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from vae_anomaly.cli.common import tell
+from vae_anomaly.cli.common import Fraction, tell
 
 
 @click.command("demo")
@@ -13,9 +13,11 @@ from vae_anomaly.cli.common import tell
 @click.option(
     "-o", "--output", default="vae-anomaly-demo", show_default=True, metavar="FOLDER", help="Folder for all files."
 )
-@click.option("--fpr", default="0.05", show_default=True, help="Share of normal rows that may be flagged.")
+@click.option(
+    "--fpr", type=Fraction(), default=0.05, show_default=True, help="Share of normal rows that may be flagged."
+)
 @click.pass_context
-def command(ctx: click.Context, samples: tuple[str, ...], output: str, fpr: str) -> None:
+def command(ctx: click.Context, samples: tuple[str, ...], output: str, fpr: float) -> None:
     """Fit, score and report on bundled data: digits (0 is normal) and breast-cancer (benign is normal), or one of them.
 
     The rest of the command line does the work; each command is shown as it is run.
@@ -28,7 +30,7 @@ def command(ctx: click.Context, samples: tuple[str, ...], output: str, fpr: str)
     if not Path(output).resolve().parent.is_dir():
         raise click.UsageError(f"-o {output}: the folder {str(Path(output).parent)!r} does not exist. Create it first.")
     for sample in samples or sorted(SAMPLES):
-        _tour(ctx.find_root().command, sample, Path(output) / sample, fpr)
+        _tour(ctx.find_root().command, sample, Path(output) / sample, str(fpr))
 
 
 def _tour(group: click.Command, sample: str, folder: Path, fpr: str) -> None:

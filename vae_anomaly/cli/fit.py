@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vae_anomaly.cli.common import (
+    FiniteRange,
     Fraction,
     NameType,
     check_device,
@@ -45,11 +46,11 @@ if TYPE_CHECKING:
     "--latent-dim", type=click.IntRange(1), help="Latent variables [default: as many as columns, at most 128]."
 )
 @click.option("--hidden", default="128,128", show_default=True, help="Widths of the encoder's layers.")
-@click.option("--beta", type=click.FloatRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
-@click.option("--min-scale", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True)
+@click.option("--beta", type=FiniteRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
+@click.option("--min-scale", type=FiniteRange(0, min_open=True), default=0.05, show_default=True)
 @click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps [default: 1500 to 6000, by rows].")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=3e-3, show_default=True)
+@click.option("--learning-rate", type=FiniteRange(0, min_open=True), default=3e-3, show_default=True)
 @click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True)
 @device_option
 @overwrite_option
@@ -74,7 +75,7 @@ def command(
     DATA is CSV, Parquet, .npy, .npz, a folder of such files, or - for standard input. With --label, only the rows
     labelled normal are trained on. A fifth of the rows is held out to set the threshold.
     """
-    check_output(output, overwrite)
+    check_output(output, overwrite, stdout=False)
     check_device(params["device"])
     table = read_data(
         data,
@@ -88,7 +89,7 @@ def command(
     unknown = [name for name in categorical if name not in table.X.columns]
     if unknown:
         raise click.UsageError(f"--categorical {unknown[0]}: {table.name} has no such column.")
-    normal = table.normal()
+    normal = _normal(table)
     detector = _fit(normal, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
     notes = {"data": table.name, "left_out_columns": list(table.dropped), "id": id_column}
     detector.save(output, notes=notes)
@@ -96,6 +97,16 @@ def command(
     _tell_summary(quiet, detector, summary)
     if as_json:
         print_json(summary)
+
+
+def _normal(table: "Data") -> "Data":
+    from vae_anomaly.errors import DataError
+
+    normal = table.normal()
+    if len(normal) < 2:
+        what = "row" if table.y is None else "row labelled normal"
+        raise DataError(f"{table.name} has {len(normal) or 'no'} {what}, and at least 2 are needed to fit.")
+    return normal
 
 
 def _widths(text: str) -> tuple[int, ...]:

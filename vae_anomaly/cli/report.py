@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 GATE_FAILED = 6
 N_WORST = 20
+N_TOP = 3
 
 
 class Outputs(NamedTuple):
@@ -126,6 +128,7 @@ def _outputs(output: str, overwrite: bool) -> Outputs:
 
 def _evaluate(detector: "VAEDetector", table: "Data", quiet: bool) -> tuple["pd.DataFrame", "Evaluation"]:
     """Predictions, with a column "label", of the rows that have a label and a score; and their evaluation."""
+    from vae_anomaly.errors import DataError
     from vae_anomaly.metrics import evaluate
     from vae_anomaly.predictions import predict_table
 
@@ -137,7 +140,10 @@ def _evaluate(detector: "VAEDetector", table: "Data", quiet: bool) -> tuple["pd.
         tell(quiet, f"Left out {int((~usable).sum())} rows without a label or a score.")
     predictions = predictions[usable]
     y, scores = predictions["label"].to_numpy(), predictions["anomaly_score"].to_numpy(dtype=float)
-    return predictions, evaluate(y, scores, detector.threshold_)
+    try:
+        return predictions, evaluate(y, scores, detector.threshold_)
+    except DataError as error:
+        raise DataError(f"{table.name}: {error}") from None
 
 
 def _facts(
@@ -181,7 +187,7 @@ def _facts(
 
 def _worst(detector: "VAEDetector", table: "Data", predictions: "pd.DataFrame") -> dict[str, list[dict[str, object]]]:
     """The flagged rows with the highest scores, and the missed anomalies with the lowest, with their top features."""
-    from vae_anomaly.predictions import predict_table
+    from vae_anomaly.predictions import align, top_features
 
     flagged = predictions[predictions["is_anomaly"] == 1].nlargest(N_WORST, "anomaly_score")
     missed = predictions[(predictions["is_anomaly"] == 0) & (predictions["label"] == 1)]
@@ -191,30 +197,23 @@ def _worst(detector: "VAEDetector", table: "Data", predictions: "pd.DataFrame") 
         if len(rows) == 0:
             worst[name] = []
             continue
-        some = table.take(rows["position"].to_numpy())
-        explained, _ = predict_table(detector, some)
+        X = align(detector, table.take(rows["position"].to_numpy())).X
+        names, contributions = top_features(detector, X, N_TOP)
         worst[name] = [
-            _worst_row(explained.iloc[index], int(label), some.X.iloc[index], table.id_name)
-            for index, label in enumerate(rows["label"])
+            {
+                "row": row[table.id_name],
+                "anomaly_score": float(row["anomaly_score"]),
+                "p_value": float(row["p_value"]),
+                "label": int(row["label"]),
+                "is_anomaly": int(row["is_anomaly"]),
+                "features": [
+                    (feature, float(contribution), _seen(X[feature].iloc[index]))
+                    for feature, contribution in zip(names[index], contributions[index], strict=True)
+                ],
+            }
+            for index, (_, row) in enumerate(rows.iterrows())
         ]
     return worst
-
-
-def _worst_row(row: "pd.Series[Any]", label: int, cells: "pd.Series[Any]", id_name: str) -> dict[str, object]:
-    from vae_anomaly.predictions import SEPARATOR
-
-    names, contributions = row["top_features"].split(SEPARATOR), row["top_contributions"].split(SEPARATOR)
-    return {
-        "row": row[id_name],
-        "anomaly_score": float(row["anomaly_score"]),
-        "p_value": float(row["p_value"]),
-        "label": label,
-        "is_anomaly": int(row["is_anomaly"]),
-        "features": [
-            (name, float(contribution), _seen(cells.get(name)))
-            for name, contribution in zip(names, contributions, strict=False)
-        ],
-    }
 
 
 def _seen(value: Any) -> str:
@@ -231,27 +230,32 @@ def _write(
     worst: dict[str, list[dict[str, object]]],
     detector: "VAEDetector",
 ) -> None:
+    """Write all files of the report."""
     import pandas as pd
 
     from vae_anomaly.atomic import replacing
     from vae_anomaly.metrics import pr_table, roc_table, to_json
-    from vae_anomaly.report import write_report
+    from vae_anomaly.report import render_report
 
-    outputs.html.parent.mkdir(exist_ok=True)
-    with replacing(outputs.metrics) as temporary:
-        temporary.write_text(json.dumps(to_json(evaluation), indent=2) + "\n", encoding="utf-8")
-    for path, columns in ((outputs.roc, roc_table(evaluation)), (outputs.pr, pr_table(evaluation))):
-        with replacing(path) as temporary:
-            pd.DataFrame(columns).to_csv(temporary, index=False, lineterminator="\n")
-    write_report(
-        outputs.html,
+    page = render_report(
         evaluation,
         title=title,
         asked_fpr=detector.threshold_rule_["fpr"],
         history=_mean_history(detector),
-        **facts,
-        **worst,
+        model=facts["model"],
+        data=facts["data"],
+        provenance=facts["provenance"],
+        worst_flagged=worst["worst_flagged"],
+        worst_missed=worst["worst_missed"],
     )
+    outputs.html.parent.mkdir(exist_ok=True)
+    # All four files appear together, or none does.
+    with ExitStack() as stack:
+        html, metrics, roc, pr = (stack.enter_context(replacing(path)) for path in outputs)
+        html.write_text(page, encoding="utf-8", newline="\n")
+        metrics.write_text(json.dumps(to_json(evaluation), indent=2) + "\n", encoding="utf-8")
+        pd.DataFrame(roc_table(evaluation)).to_csv(roc, index=False, lineterminator="\n")
+        pd.DataFrame(pr_table(evaluation)).to_csv(pr, index=False, lineterminator="\n")
 
 
 def _mean_history(detector: "VAEDetector") -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from vae_anomaly.cli.common import check_output, load_detector, overwrite_option, tell
+from vae_anomaly.cli.common import check_output, load_detector, output_format, overwrite_option, tell
 
 
 @click.command("sample")
@@ -21,10 +21,10 @@ def command(model: str, rows: int, output: str, seed: int, overwrite: bool, quie
     import pandas as pd
 
     from vae_anomaly.atomic import replacing
-    from vae_anomaly.data.tabular import table_format, write_table
+    from vae_anomaly.data.tabular import write_table
 
     check_output(output, overwrite)
-    file_format = ".csv" if output == "-" else table_format(output)
+    file_format = output_format(output)
     detector = load_detector(model)
     drawn = detector.sample(rows, random_state=seed)
     if not isinstance(drawn, pd.DataFrame):

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vae_anomaly.cli.common import (
-    Fraction,
+    FiniteRange,
     NameType,
     check_output,
     device_option,
     load_detector,
+    output_format,
     overwrite_option,
     print_json,
     read_data,
@@ -41,7 +42,11 @@ GATE_FAILED = 6
 @click.option(
     "--top", "n_top", type=click.IntRange(0), default=3, show_default=True, help="Features to name for each row."
 )
-@click.option("--fail-above-rate", type=Fraction(), help="Exit with 6 if a larger share of the rows is flagged.")
+@click.option(
+    "--fail-above-rate",
+    type=FiniteRange(0, 1, max_open=True),
+    help="Exit with 6 if a larger share of the rows is flagged.",
+)
 @table_options(label=False)
 @device_option
 @overwrite_option
@@ -62,13 +67,12 @@ def command(
     quiet: bool,
 ) -> None:
     """Score the rows of DATA with MODEL: one line each, with score, p-value, verdict and the features behind it."""
-    from vae_anomaly.data.tabular import table_format
     from vae_anomaly.predictions import predict_table
 
     if output == "-" and as_json:
         raise click.UsageError("--json and the predictions both go to standard output; name a file with -o.")
     check_output(output, overwrite)
-    file_format = ".csv" if output == "-" else table_format(output)
+    file_format = output_format(output)
     detector = load_detector(model, device)
     table = read_data(data, id_column=id_column, drop=drop, delimiter=delimiter, text_columns=text_columns(detector))
     predictions, aligned = predict_table(detector, table, score_names=score_names, n_top=n_top)

@@ -1,0 +1,664 @@
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics
+from tables import TINY, TINY_OPTIONS, labelled, mixed, read_predictions, run
+
+import vae_anomaly
+from vae_anomaly.cli import VERBS, common
+from vae_anomaly.detector import VAEDetector, load
+from vae_anomaly.scores import SCORES
+
+SCRIPT = shutil.which("vae-anomaly", path=os.path.dirname(sys.executable))
+needs_script = pytest.mark.skipif(SCRIPT is None, reason="the console script is not installed beside the interpreter")
+
+PREDICTIONS = [
+    "row", "anomaly_score", "p_value", "threshold", "is_anomaly", "top_features", "top_contributions", "reason",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Model file of a tiny detector."""
+    folder = tmp_path_factory.mktemp("model")
+    mixed().to_csv(folder / "normal.csv", index=False)
+    run("fit", folder / "normal.csv", "-o", folder / "pump.safetensors", *TINY_OPTIONS)
+    return folder / "pump.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def save(frame, name="new.csv"):
+    frame.to_csv(name, index=False)
+    return name
+
+
+def scores_of(model, frame, *options):
+    run("score", model, save(frame), "-o", "scores.csv", "--overwrite", *options)
+    return read_predictions("scores.csv")
+
+
+# fit -----------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_gives_the_model_that_python_gives(model, tmp_path):
+    detector = VAEDetector(**TINY).fit(mixed())
+    rows = mixed(50, seed=1)
+    assert np.array_equal(load(model).anomaly_score(rows), detector.anomaly_score(rows))
+    assert load(model).threshold_ == detector.threshold_
+
+
+def test_fit_says_what_it_did():
+    result = run("fit", save(mixed()), "-o", "m.safetensors", *TINY_OPTIONS)
+    assert result.stdout == ""
+    assert "Fitted on 200 normal rows." in result.stderr
+    assert "at most 5 % of normal rows flagged on average (conformal, 40 calibration rows)" in result.stderr
+    assert "Wrote m.safetensors." in result.stderr
+
+
+def test_fit_options_reach_the_detector():
+    options = [
+        "--fpr",
+        "0.1",
+        "--threshold",
+        "quantile",
+        "--score",
+        "kl",
+        "--prior",
+        "vamp",
+        "--seed",
+        "3",
+        "--beta",
+        "0.5",
+    ]
+    run(
+        "fit", save(mixed()), "-o", "m.safetensors", "--max-steps", 30, "--estimators", 1, "--hidden", "8,4",
+        "--latent-dim", 3, "--likelihood", "mixed", "--min-scale", 0.1, "--batch-size", 64, "--learning-rate", 0.01,
+        "--categorical", "count", "--device", "cpu", *options,
+    )  # fmt: skip
+    wanted = {
+        "fpr": 0.1, "threshold": "quantile", "score_name": "kl", "prior": "vamp", "random_state": 3, "beta": 0.5,
+        "max_steps": 30, "n_estimators": 1, "hidden": (8, 4), "latent_dim": 3, "likelihood": "mixed", "min_scale": 0.1,
+        "batch_size": 64, "learning_rate": 0.01, "categorical_features": ("count",),
+    }  # fmt: skip
+    assert {name: value for name, value in load("m.safetensors").get_params().items() if name in wanted} == wanted
+    assert [column.kind for column in load("m.safetensors").schema_.columns if column.name == "count"] == [
+        "categorical"
+    ]
+
+
+def test_defaults_of_the_command_are_those_of_the_detector():
+    defaults = VAEDetector().get_params() | {"hidden": ",".join(map(str, VAEDetector().hidden))}
+    options = {param.name: param for param in importlib.import_module("vae_anomaly.cli.fit").command.params}
+    for name in ("fpr", "threshold", "score_name", "likelihood", "prior", "n_estimators", "hidden", "beta", "min_scale",
+                 "batch_size", "learning_rate", "random_state", "device"):  # fmt: skip
+        assert options[name].default == defaults[name], name
+
+
+def test_fit_leaves_labelled_anomalies_out():
+    table = labelled(n_anomalies=40)
+    table["anomaly"] = table["anomaly"].astype("Int64")
+    table.loc[:4, "anomaly"] = pd.NA
+    n_normal, n_anomalies = int((table["anomaly"] == 0).sum()), int((table["anomaly"] == 1).sum())
+    result = run("fit", save(table), "-o", "m.safetensors", "--label", "anomaly", *TINY_OPTIONS)
+    left_out = f"left out {n_anomalies} labelled anomalies and 5 rows without a label"
+    assert f"Fitted on {n_normal} normal rows; {left_out}." in result.stderr
+    normal = table[(table["anomaly"] == 0).fillna(False)].drop(columns="anomaly")
+    rows = mixed(20, seed=2)
+    detector = VAEDetector(**TINY).fit(normal)
+    assert np.array_equal(load("m.safetensors").anomaly_score(rows), detector.anomaly_score(rows))
+
+
+def test_label_normal_value_id_and_drop():
+    table = mixed().assign(
+        state=["ok", "fine", "leak", "ok"] * 50, pump=[f"p{i}" for i in range(200)], note=1.0, other=2.0
+    )
+    result = run(
+        "fit", save(table), "-o", "m.safetensors", "--label", "state", "--normal-value", "ok", "--normal-value", "fine",
+        "--id", "pump", "--drop", "note", "--drop", "other", "--json", *TINY_OPTIONS,
+    )  # fmt: skip
+    summary = json.loads(result.stdout)
+    assert (summary["normal_rows"], summary["anomalies_left_out"]) == (150, 50)
+    assert load("m.safetensors").feature_names_in_.tolist() == list(mixed().columns)
+    run("score", "m.safetensors", "new.csv", "--id", "pump", "-o", "scores.csv")
+    scores = read_predictions("scores.csv")
+    assert list(scores.columns) == ["pump", *PREDICTIONS[1:]]
+    assert scores["pump"].tolist() == table["pump"].tolist()
+
+
+def test_fit_twice_gives_equal_bytes(model):
+    run("fit", model.parent / "normal.csv", "-o", "again.safetensors", *TINY_OPTIONS)
+    assert Path("again.safetensors").read_bytes() == model.read_bytes()
+
+
+def test_fit_prints_json():
+    result = run("fit", save(mixed()), "-o", "m.safetensors", "--json", *TINY_OPTIONS)
+    summary = json.loads(result.stdout)
+    assert summary.keys() >= {
+        "model", "rows", "normal_rows", "anomalies_left_out", "unlabelled_left_out", "trained_on", "calibrated_on",
+        "threshold", "fpr", "active_units", "notes",
+    }  # fmt: skip
+    assert (summary["rows"], summary["trained_on"], summary["calibrated_on"]) == (200, 160, 40)
+    assert summary["threshold"] == load("m.safetensors").threshold_
+
+
+# score ---------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_in_the_shell_are_those_of_python(model):
+    rows, detector = mixed(100, seed=1), load(model)
+    table = scores_of(model, rows)
+    assert list(table.columns) == PREDICTIONS
+    assert table["row"].tolist() == list(range(1, 101))
+    assert np.array_equal(table["anomaly_score"], detector.anomaly_score(rows))
+    assert np.array_equal(table["p_value"], detector.p_value(rows))
+    assert np.array_equal(table["is_anomaly"], (detector.predict(rows) == -1).astype(int))
+    assert (table["threshold"] == detector.threshold_).all()
+    assert table["reason"].isna().all()
+    order = np.random.default_rng(0).permutation(100)
+    shuffled = scores_of(model, rows.iloc[order])
+    assert np.array_equal(shuffled["anomaly_score"], table["anomaly_score"].to_numpy()[order])
+    assert shuffled["top_contributions"].tolist() == table["top_contributions"].iloc[order].tolist()
+    for i in (0, 7, 99):
+        assert scores_of(model, rows.iloc[[i]])["anomaly_score"][0] == table["anomaly_score"][i]
+
+
+def test_top_features_are_those_with_the_largest_excess(model):
+    rows, detector = mixed(20, seed=1), load(model)
+    table = scores_of(model, rows, "--top", 2)
+    excess = pd.DataFrame(detector.explain(rows) - detector.usual_shares_, columns=rows.columns)
+    for i in range(20):
+        largest = excess.loc[i].nlargest(2)
+        assert table["top_features"][i].split("; ") == largest.index.tolist()
+        np.testing.assert_allclose([float(x) for x in table["top_contributions"][i].split("; ")], largest, rtol=1e-3)
+
+
+def test_no_top_features(model):
+    assert scores_of(model, mixed(5), "--top", 0)["top_features"].isna().all()
+
+
+def test_component_scores(model):
+    rows = mixed(10, seed=1)
+    table = scores_of(model, rows, *(option for name in SCORES for option in ("--scores", name)))
+    for name in SCORES:
+        assert np.array_equal(table[name], load(model).anomaly_score(rows, score_name=name)), name
+
+
+def test_rows_that_cannot_be_scored_have_a_reason(model):
+    rows = mixed(6, seed=1).astype(object)
+    rows.loc[1, :] = None
+    rows.loc[2, "flow"] = np.inf
+    rows.loc[3, "pressure"] = -np.inf
+    rows.loc[4, "flow"] = None
+    table = scores_of(model, rows)
+    empty = [name for name in PREDICTIONS if name not in ("row", "reason")]
+    assert table["row"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert table[empty].isna().all(axis=1).tolist() == [False, True, True, True, False, False]
+    assert table["reason"].fillna("").tolist() == [
+        "",
+        "no value in any column that the model uses",
+        "column 'flow' is infinite",
+        "column 'pressure' is infinite",
+        "",
+        "",
+    ]
+    # Its neighbours score as they would without it.
+    whole = load(model).anomaly_score(mixed(6, seed=1))
+    assert np.array_equal(table["anomaly_score"][[0, 5]], whole[[0, 5]])
+    assert "3 rows can't be scored" in run("score", model, "new.csv", "-o", "again.csv").stderr
+
+
+def test_no_row_can_be_scored(model):
+    rows = pd.DataFrame(np.full((2, 6), np.nan), columns=mixed().columns)
+    result = run("score", model, save(rows), "-o", "scores.csv", "--json")
+    assert json.loads(result.stdout)["scored"] == 0
+    assert read_predictions("scores.csv")["reason"].notna().all()
+
+
+def test_columns_may_come_in_another_order(model):
+    rows = mixed(20, seed=1)
+    assert scores_of(model, rows[rows.columns[::-1]]).equals(scores_of(model, rows))
+
+
+def test_an_extra_column_is_ignored_and_mentioned(model):
+    rows = mixed(20, seed=1)
+    plain = scores_of(model, rows)
+    result = run("score", model, save(rows.assign(lot="x7", anomaly=1)), "-o", "scores.csv", "--overwrite", "--json")
+    assert read_predictions("scores.csv").equals(plain)
+    assert "Ignored columns that the model does not know: 'lot', 'anomaly'." in result.stderr
+    assert json.loads(result.stdout)["ignored_columns"] == ["lot", "anomaly"]
+
+
+def test_an_unseen_category_is_scored(model):
+    table = scores_of(model, mixed(20, seed=1).assign(mode="never seen", valve="ajar"))
+    assert table["anomaly_score"].notna().all()
+    assert table["anomaly_score"].mean() > scores_of(model, mixed(20, seed=1))["anomaly_score"].mean()
+
+
+def test_categories_that_look_like_numbers():
+    codes = ["007", "7", "1e3"] * 67
+    train = mixed(201).assign(code=codes)
+    Path("train.csv").write_text(train.to_csv(index=False))
+    run("fit", "train.csv", "-o", "m.safetensors", "--categorical", "code", *TINY_OPTIONS)
+    assert set(load("m.safetensors").schema_.columns[6].values) == {"007", "7", "1e3"}
+    Path("new.csv").write_text(train.head(3).assign(code=["007", "7", "7"]).to_csv(index=False))
+    run("score", "m.safetensors", "new.csv", "-o", "scores.csv")
+    table = read_predictions("scores.csv")
+    assert np.array_equal(
+        table["anomaly_score"], load("m.safetensors").anomaly_score(train.head(3).assign(code=["007", "7", "7"]))
+    )
+
+
+def test_standard_input_and_output(model):
+    rows = mixed(20, seed=1)
+    result = run("score", model, "-", input=rows.to_csv(index=False))
+    run("score", model, save(rows), "-o", "scores.csv")
+    assert result.stdout == Path("scores.csv").read_text()
+    assert "Flagged" in result.stderr
+
+
+def test_parquet_in_and_out(model):
+    rows = mixed(20, seed=1)
+    rows.to_parquet("new.parquet")
+    run("score", model, "new.parquet", "-o", "scores.parquet")
+    table, wanted = pd.read_parquet("scores.parquet"), scores_of(model, rows)
+    assert list(table.columns) == PREDICTIONS
+    for name in ("row", "anomaly_score", "p_value", "threshold", "is_anomaly"):
+        assert np.array_equal(table[name].to_numpy(float), wanted[name].to_numpy(float)), name
+    assert table["top_features"].tolist() == wanted["top_features"].tolist()
+    run("score", model, "-", "-o", "piped.parquet", input=Path("new.parquet").read_bytes())
+    assert pd.read_parquet("piped.parquet").equals(table)
+
+
+def test_numpy_arrays():
+    rows = mixed()[["flow", "pressure", "count"]].to_numpy()
+    np.save("rows.npy", rows)
+    run("fit", "rows.npy", "-o", "m.safetensors", *TINY_OPTIONS)
+    run("score", "m.safetensors", "rows.npy", "-o", "scores.csv")
+    wanted = VAEDetector(**TINY).fit(rows).anomaly_score(rows)
+    assert np.array_equal(read_predictions("scores.csv")["anomaly_score"], wanted)
+
+
+def test_a_model_of_arrays_scores_files_by_position():
+    rows = mixed()[["flow", "pressure"]]
+    VAEDetector(**TINY).fit(rows.to_numpy()).save("m.safetensors")
+    assert np.array_equal(
+        scores_of("m.safetensors", rows)["anomaly_score"], load("m.safetensors").anomaly_score(rows.to_numpy())
+    )
+
+
+def test_a_folder_is_one_table(model):
+    rows = mixed(30, seed=1)
+    Path("parts").mkdir()
+    save(rows.iloc[:10], "parts/a.csv")
+    rows.iloc[10:].to_parquet("parts/b.parquet")
+    run("score", model, "parts", "-o", "parts.csv")
+    assert read_predictions("parts.csv").equals(scores_of(model, rows))
+
+
+def test_score_prints_json(model):
+    rows = mixed(20, seed=1)
+    rows.loc[3:6, "pressure"] = -1e6
+    result = run("score", model, save(rows), "-o", "scores.csv", "--json")
+    summary = json.loads(result.stdout)
+    n_flagged = int(read_predictions("scores.csv")["is_anomaly"].sum())
+    assert n_flagged >= 4
+    assert summary == {
+        "data": "new.csv", "output": "scores.csv", "rows": 20, "scored": 20, "flagged": n_flagged,
+        "flagged_share": n_flagged / 20, "not_scored": 0, "ignored_columns": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("rate", "exit_code"), [("0.5", 0), ("0.1", 6)])
+def test_fail_above_rate(model, rate, exit_code):
+    rows = mixed(20, seed=1)
+    rows.loc[:4, "pressure"] = -1e6
+    result = run("score", model, save(rows), "-o", "scores.csv", "--fail-above-rate", rate, "-q", exit_code=exit_code)
+    assert ("of the rows are flagged, more than --fail-above-rate 0.1" in result.stderr) == (exit_code == 6)
+    # The table is written either way: it says what failed.
+    assert len(read_predictions("scores.csv")) == 20
+
+
+@pytest.mark.filterwarnings("ignore::vae_anomaly.errors.CalibrationWarning")
+def test_a_model_that_was_calibrated_on_too_few_rows_flags_nothing():
+    VAEDetector(**TINY).fit(mixed(30)).save("m.safetensors")
+    table = scores_of("m.safetensors", mixed(20, seed=1).assign(pressure=-1e9))
+    assert (table["threshold"] == np.inf).all()
+    assert (table["is_anomaly"] == 0).all()
+    assert json.loads(run("inspect", "m.safetensors", "--json").stdout)["threshold"]["value"] is None
+    save(mixed(50, seed=2))
+    run("calibrate", "m.safetensors", "new.csv", "-o", "c.safetensors")
+    assert np.isfinite(load("c.safetensors").threshold_)
+
+
+def test_delimiters():
+    Path("new.csv").write_text(mixed().to_csv(index=False, sep="#"))
+    run("fit", "new.csv", "-o", "m.safetensors", "--delimiter", "#", *TINY_OPTIONS)
+    run("score", "m.safetensors", "new.csv", "-o", "scores.csv", "--delimiter", "#")
+    assert np.array_equal(read_predictions("scores.csv")["anomaly_score"], load("m.safetensors").anomaly_score(mixed()))
+
+
+# calibrate -----------------------------------------------------------------------------------------------------------
+
+
+def test_calibrate(model):
+    rows = mixed(150, seed=1)
+    result = run(
+        "calibrate", model, save(rows), "-o", "new.safetensors", "--fpr", 0.1, "--threshold", "quantile", "--json"
+    )
+    before, after = load(model), load("new.safetensors")
+    wanted = load(model).calibrate(rows, fpr=0.1, threshold="quantile")
+    assert after.threshold_ == wanted.threshold_ != before.threshold_
+    assert np.array_equal(after.anomaly_score(rows), before.anomaly_score(rows))
+    summary = json.loads(result.stdout)
+    assert summary == {
+        "model": "new.safetensors", "calibrated_on": 150, "threshold_before": before.threshold_,
+        "threshold": after.threshold_, "fpr": 0.1, "rule": "quantile",
+    }  # fmt: skip
+
+
+def test_calibrate_in_place_on_normal_rows_only(model):
+    shutil.copy(model, "m.safetensors")
+    table = labelled()
+    run("calibrate", "m.safetensors", save(table), "-o", "m.safetensors", "--label", "anomaly", "--overwrite")
+    wanted = load(model).calibrate(table[table["anomaly"] == 0].drop(columns="anomaly"))
+    assert load("m.safetensors").threshold_ == wanted.threshold_
+
+
+def test_calibrate_leaves_rows_out_that_cannot_be_scored(model):
+    rows = mixed(100, seed=1).astype(object)
+    rows.loc[3, :] = None
+    rows.loc[4, "flow"] = np.inf
+    result = run("calibrate", model, save(rows), "-o", "new.safetensors", "--json")
+    assert json.loads(result.stdout)["calibrated_on"] == 98
+
+
+# report --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(model, tmp_path_factory):
+    """Folder with a report, and the predictions of the same rows."""
+    folder = tmp_path_factory.mktemp("report")
+    labelled().to_csv(folder / "labelled.csv", index=False)
+    result = run("report", model, folder / "labelled.csv", "--label", "anomaly", "-o", folder / "out", "--json")
+    run("score", model, folder / "labelled.csv", "-o", folder / "scores.csv")
+    return folder / "out", labelled()["anomaly"], read_predictions(folder / "scores.csv"), json.loads(result.stdout)
+
+
+def test_report_writes_four_files(report):
+    folder, *_ = report
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "pr.csv", "report.html", "roc.csv"]
+    assert (folder / "report.html").read_text().startswith("<!")
+
+
+def test_figures_agree_with_scikit_learn(report):
+    folder, y, scores, _ = report
+    figures = json.loads((folder / "metrics.json").read_text())
+    s, flagged = scores["anomaly_score"], scores["is_anomaly"]
+    wanted = {
+        "roc_auc": metrics.roc_auc_score(y, s),
+        "average_precision": metrics.average_precision_score(y, s),
+        "recall": metrics.recall_score(y, flagged),
+        "precision": metrics.precision_score(y, flagged),
+        "f1": metrics.f1_score(y, flagged),
+    }
+    for name, value in wanted.items():
+        assert figures[name]["value"] == pytest.approx(value, abs=1e-12), name
+    tn, fp, fn, tp = metrics.confusion_matrix(y, flagged).ravel().tolist()
+    assert figures["confusion"] == {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
+    assert figures["false_alarm_rate"]["value"] == pytest.approx(fp / (fp + tn))
+    assert figures["threshold"] == scores["threshold"][0]
+
+
+def test_curves_agree_with_their_definition(report):
+    folder, y, scores, _ = report
+    roc, pr, s = read_predictions(folder / "roc.csv"), read_predictions(folder / "pr.csv"), scores["anomaly_score"]
+    above = s.to_numpy() >= roc["threshold"].to_numpy()[:, None]
+    np.testing.assert_allclose(roc["tpr"], above[:, y == 1].mean(axis=1))
+    np.testing.assert_allclose(roc["fpr"], above[:, y == 0].mean(axis=1))
+    assert metrics.auc(roc["fpr"], roc["tpr"]) == pytest.approx(metrics.roc_auc_score(y, s))
+    above = s.to_numpy() >= pr["threshold"].to_numpy()[:-1, None]
+    np.testing.assert_allclose(pr["recall"][:-1], above[:, y == 1].mean(axis=1))
+    np.testing.assert_allclose(pr["precision"][:-1], (above & (y == 1).to_numpy()).sum(axis=1) / above.sum(axis=1))
+    area = -np.sum(np.diff(pr["recall"]) * pr["precision"].to_numpy()[:-1])
+    assert area == pytest.approx(metrics.average_precision_score(y, s))
+
+
+def test_report_prints_json(report):
+    folder, _, _, printed = report
+    assert printed == {"report": str(folder / "report.html"), **json.loads((folder / "metrics.json").read_text())}
+
+
+def test_report_names_an_html_file(model):
+    table = labelled()
+    result = run("report", model, save(table), "--label", "anomaly", "-o", "pump.html", "--title", "Pump <7>", "-q")
+    assert result.output == ""
+    assert "Pump &lt;7&gt;" in Path("pump.html").read_text()
+    assert Path("metrics.json").is_file()
+    assert Path("roc.csv").is_file()
+
+
+@pytest.mark.parametrize(("bound", "exit_code"), [("0.1", 0), ("0.999", 6)])
+def test_min_auroc(model, bound, exit_code):
+    table = labelled()
+    result = run(
+        "report", model, save(table), "--label", "anomaly", "-o", "out", "--min-auroc", bound, "-q", exit_code=exit_code
+    )
+    assert ("less than --min-auroc 0.999" in result.stderr) == (exit_code == 6)
+    assert Path("out/report.html").is_file()
+
+
+def test_report_leaves_rows_out_that_have_no_label_or_no_score(model):
+    table = labelled().astype(object)
+    table.loc[0, "anomaly"] = None
+    table.loc[1, "flow"] = np.inf
+    result = run("report", model, save(table), "--label", "anomaly", "-o", "out", "--json")
+    assert json.loads(result.stdout)["n_rows"] == 198
+    assert "Left out 2 rows without a label or a score." in result.stderr
+
+
+def test_equal_reports_have_equal_bytes(model):
+    table = save(labelled())
+    for name in ("one", "two"):
+        run("report", model, table, "--label", "anomaly", "-o", name)
+    for name in ("report.html", "metrics.json", "roc.csv", "pr.csv"):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+
+
+def test_features_with_a_semicolon_in_their_name(model):
+    table = labelled().rename(columns={"flow": "flow; inlet", "pressure": "pressure; outlet"})
+    run("fit", save(table), "-o", "m.safetensors", "--label", "anomaly", *TINY_OPTIONS)
+    run("report", "m.safetensors", "new.csv", "--label", "anomaly", "-o", "out")
+    assert "flow; inlet" in Path("out/report.html").read_text()
+
+
+# inspect and sample --------------------------------------------------------------------------------------------------
+
+
+def test_inspect(model):
+    result = run("inspect", model)
+    for line in (
+        "score",
+        "neg_log_px_z",
+        "conformal",
+        "calibration rows",
+        "real",
+        "binary",
+        "categorical",
+        "idle",
+        "torch",
+    ):
+        assert line in result.stdout, line
+    assert result.stderr == ""
+
+
+def test_inspect_prints_json(model):
+    header = json.loads(run("inspect", model, "--json").stdout)
+    assert header.keys() >= {
+        "format_version", "params", "schema", "threshold", "training", "versions", "fingerprint", "checksum", "notes",
+    }  # fmt: skip
+    assert header["params"]["n_estimators"] == 2
+    assert header["threshold"]["value"] == load(model).threshold_
+    assert [column["name"] for column in header["schema"]] == list(mixed().columns)
+
+
+def test_sample(model):
+    result = run("sample", model, "-n", 40)
+    assert result.stderr == ""
+    Path("drawn.csv").write_text(result.stdout)
+    drawn = pd.read_csv("drawn.csv")
+    assert drawn.dtypes.to_dict() == mixed().dtypes.to_dict()
+    assert len(drawn) == 40
+    assert set(drawn["mode"]) <= {"idle", "run", "wash", "other"}
+    assert drawn.equals(read_predictions("drawn.csv"))
+    assert run("sample", model, "-n", 40).stdout == result.stdout
+    assert run("sample", model, "-n", 40, "--seed", 1).stdout != result.stdout
+    assert scores_of(model, drawn)["anomaly_score"].notna().all()
+
+
+def test_sample_to_a_file(model):
+    result = run("sample", model, "-n", 3, "-o", "drawn.parquet")
+    assert "Wrote 3 rows to drawn.parquet." in result.stderr
+    assert pd.read_parquet("drawn.parquet").dtypes["count"].kind == "i"
+
+
+# demo ----------------------------------------------------------------------------------------------------------------
+
+
+def test_demo(monkeypatch):
+    fit = importlib.import_module("vae_anomaly.cli.fit").command
+    for param in fit.params:
+        if param.name in ("max_steps", "n_estimators"):
+            monkeypatch.setattr(param, "default", {"max_steps": 30, "n_estimators": 2}[param.name])
+    result = run("demo", "breast-cancer", "-o", "tour")
+    folder = Path("tour/breast-cancer")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.json", "model.safetensors", "pr.csv", "report.html", "roc.csv", "scores.csv", "test.csv", "train.csv",
+    ]  # fmt: skip
+    assert "Wolberg" in result.stderr
+    for verb in ("fit", "score", "report"):
+        assert f"$ vae-anomaly {verb} " in result.stderr
+    assert f"Open {folder / 'report.html'} in a browser." in result.stderr
+    assert len(read_predictions(folder / "scores.csv")) == len(pd.read_csv(folder / "test.csv"))
+
+
+# Every verb ----------------------------------------------------------------------------------------------------------
+
+
+def test_quiet_is_silent(model):
+    normal, table = save(mixed(), "normal.csv"), save(labelled(), "labelled.csv")
+    for arguments in (
+        ["fit", normal, "-o", "m.safetensors", *TINY_OPTIONS],
+        ["score", model, normal, "-o", "scores.csv"],
+        ["calibrate", model, normal, "-o", "c.safetensors"],
+        ["report", model, table, "--label", "anomaly", "-o", "out"],
+        ["sample", model, "-o", "drawn.csv"],
+    ):
+        assert run(*arguments, "--quiet").output == "", arguments[0]
+
+
+def test_no_progress_bar_without_a_terminal():
+    result = run("fit", save(mixed()), "-o", "m.safetensors", *TINY_OPTIONS)
+    assert "Training" not in result.stderr
+    assert "\r" not in result.stderr
+
+
+def test_progress_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with common.progress(quiet=False) as on_check:
+        on_check(0.5, 12.0, -3.25)
+    assert "epoch 12, held-out ELBO -3.25 nats" in capsys.readouterr().err
+    with common.progress(quiet=True) as on_check:
+        assert on_check is None
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb(verb):
+    result = run(verb, "--help")
+    assert result.stdout.startswith("Usage: ")
+    assert "Options:" in result.stdout
+
+
+def test_help_lists_the_verbs_and_the_registries():
+    listed = run("--help").stdout
+    assert all(verb in listed for verb in VERBS)
+    shown = run("fit", "--help").stdout.replace("\n", "").replace(" ", "")
+    assert "|".join(SCORES) in shown
+
+
+def test_version():
+    assert run("--version").stdout == f"vae-anomaly, version {vae_anomaly.__version__}\n"
+
+
+def modules_after(arguments, *candidates):
+    """Which of the candidates a command loads in a fresh interpreter."""
+    script = (
+        "import sys\nfrom vae_anomaly.cli import cli\n"
+        f"cli.main({arguments!r}, standalone_mode=False)\n"
+        f"print(*[name for name in {candidates!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout
+    return done.stderr.split()
+
+
+def test_help_loads_nothing_heavy():
+    assert modules_after(["--help"], "torch", "pandas", "numpy", "sklearn", "matplotlib", "scipy", "pyarrow") == []
+
+
+def test_inspect_loads_no_torch(model):
+    assert modules_after(["inspect", str(model)], "torch", "pandas", "sklearn") == []
+
+
+# The console script --------------------------------------------------------------------------------------------------
+
+
+def shell(*arguments, **options):
+    return subprocess.run([SCRIPT, *map(str, arguments)], capture_output=True, timeout=300, **options)
+
+
+@needs_script
+def test_the_console_script_scores_as_python_does(model):
+    rows = mixed(20, seed=1)
+    done = shell("score", model, "-", input=rows.to_csv(index=False).encode())
+    assert done.returncode == 0
+    Path("scores.csv").write_bytes(done.stdout)
+    assert np.array_equal(read_predictions("scores.csv")["anomaly_score"], load(model).anomaly_score(rows))
+    assert b"Flagged" in done.stderr
+    assert b"Training" not in done.stderr
+
+
+@needs_script
+def test_the_console_script_ends_with_the_exit_codes(model):
+    done = shell("score", model, "nowhere.csv")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"Error: nowhere.csv does not exist.\n")
+    assert shell("score", "nowhere.safetensors", "nowhere.csv").returncode == 4
+    assert shell("score", model).returncode == 2
+
+
+@needs_script
+def test_a_reader_that_leaves_early_is_no_error(model):
+    # As in `vae-anomaly score ... | head -1`.
+    save(pd.concat([mixed(2000, seed=1)] * 5))
+    with subprocess.Popen(
+        [SCRIPT, "score", str(model), "new.csv", "--top", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline().startswith(b"row,anomaly_score")
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+        process.wait(timeout=300)
+    assert "Error" not in errors
+    assert "Broken pipe" not in errors
+    assert process.returncode == 0

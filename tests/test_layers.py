@@ -1,0 +1,206 @@
+"""Imports point down only; what is heavy is imported late; only the command line prints."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import vae_anomaly
+
+ROOT = Path(vae_anomaly.__file__).parent
+
+# What each module may import of the package, in functions, too; names that only type checkers see do not count.
+TABLE = {
+    # The ground: nothing of the package.
+    "errors": set(),
+    "atomic": set(),
+    "thresholds": set(),
+    "nets": set(),
+    "likelihoods": set(),
+    "priors": set(),
+    "baselines": set(),
+    # The torch layer.
+    "vae": {"errors", "likelihoods", "nets", "priors"},
+    "ensemble": {"vae"},
+    "scores": {"vae"},
+    "training": {"ensemble", "vae", "errors"},
+    # Tables and files.
+    "preprocessing": {"errors"},
+    "persistence": {"atomic", "errors"},
+    "data": {"data.table", "data.tabular"},
+    "data.table": {"errors"},
+    "data.tabular": {"data.table", "errors"},
+    "data.samples": {"errors"},
+    # The estimator.
+    "model_state": {"", "persistence", "ensemble", "preprocessing", "thresholds", "training", "errors"},
+    "detector": {
+        "ensemble", "errors", "likelihoods", "model_state", "preprocessing", "priors", "scores", "thresholds",
+        "training", "vae",
+    },
+    "predictions": {"data", "errors"},
+    # Evaluation.
+    "metrics": {"errors"},
+    "report": {"report.charts", "report.render"},
+    "report.formats": set(),
+    "report.charts": {"metrics", "report.formats"},
+    "report.render": {"atomic", "metrics", "report.charts", "report.formats"},
+    # The lazy public names.
+    "": {"data", "detector", "vae"},
+    # The command line.
+    "cli": {"errors"},
+    "cli.common": {"data", "data.tabular", "detector", "errors"},
+    "cli.fit": {"cli.common", "detector", "errors", "predictions"},
+    "cli.score": {"atomic", "cli.common", "data.tabular", "predictions"},
+    "cli.calibrate": {"cli.common", "errors", "predictions"},
+    "cli.report": {"", "atomic", "cli.common", "errors", "metrics", "predictions", "report"},
+    "cli.inspect": {"cli.common", "persistence"},
+    "cli.sample": {"atomic", "cli.common", "data.tabular"},
+    "cli.demo": {"atomic", "cli.common", "data.samples", "data.tabular", "errors"},
+}  # fmt: skip
+
+TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training")
+FREE_OF_TORCH = (
+    "errors", "atomic", "thresholds", "metrics", "report", "preprocessing", "persistence", "predictions", "data",
+    "data.samples", "baselines",
+)  # fmt: skip
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def import_nodes(node, *, functions):
+    """Import statements that run, in function bodies only if asked for."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif is_type_checking(child):
+            for other in child.orelse:
+                yield from import_nodes(other, functions=functions)
+        elif functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from import_nodes(child, functions=functions)
+
+
+def imported(name, *, functions=True):
+    """Full names of the modules that a module imports."""
+    found = set()
+    for node in import_nodes(TREES[name], functions=functions):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+            continue
+        assert node.level == 0, f"{name}: relative import"
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}".removeprefix("vae_anomaly.")
+            found.add(f"vae_anomaly.{inner}" if inner in FILES else node.module)
+    return found
+
+
+def inside(names):
+    """Modules of the package among full names, without the package's name."""
+    return {
+        name.removeprefix("vae_anomaly").removeprefix(".")
+        for name in names
+        if name == "vae_anomaly" or name.startswith("vae_anomaly.")
+    }
+
+
+def outside(name):
+    """Top-level packages of others that a module imports, in functions, too."""
+    return {full.split(".")[0] for full in imported(name)} - {"vae_anomaly"}
+
+
+def reachable(name):
+    """Modules of the package that importing one imports."""
+    found, todo = set(), [name]
+    while todo:
+        module = todo.pop()
+        if module not in found:
+            found.add(module)
+            todo.extend(inside(imported(module, functions=False)))
+    return found
+
+
+def test_every_module_is_in_the_table():
+    assert sorted(TABLE) == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_imports_point_down(name):
+    assert inside(imported(name)) <= TABLE.get(name, set())
+
+
+def test_the_table_allows_no_more_than_is_used():
+    # The root package hands out names by import_module, which no import statement shows.
+    unused = {name: TABLE[name] - inside(imported(name)) for name in TABLE if name in FILES and name}
+    assert {name: sorted(extra) for name, extra in unused.items() if extra} == {}
+
+
+def test_no_cycles():
+    graph = {name: inside(imported(name, functions=False)) - {""} for name in FILES}
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_layers_have_no_cycles_even_with_late_imports():
+    graph = {name: inside(imported(name)) - {""} for name in FILES}
+    list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("name", FREE_OF_TORCH)
+def test_no_torch(name):
+    with_torch = {module for module in reachable(name) if outside(module) & {"torch", "torchvision"}}
+    assert not with_torch
+
+
+@pytest.mark.parametrize("name", TORCH_LAYER)
+def test_the_torch_layer_sees_no_paths_files_or_frames(name):
+    assert not outside(name) & {"pandas", "pathlib", "os", "io", "click", "sklearn", "pyarrow", "safetensors", "json"}
+    calls = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
+    assert not calls & {"open", "torch.save", "torch.load"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("cli")])
+def test_only_the_command_line_prints(name):
+    assert "click" not in outside(name)
+    calls = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
+    assert not calls & {"print", "sys.stdout.write", "sys.stderr.write"}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_nothing_is_executed_that_was_read(name):
+    assert not outside(name) & {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve"}
+    calls = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
+    assert not calls & {"eval", "exec", "torch.load"}
+
+
+def loaded_by(code, *candidates):
+    """Which of the candidates are loaded after the code ran in a fresh interpreter."""
+    script = f"{code}\nimport sys\nprint(*[name for name in {candidates!r} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    return done.stderr.split()
+
+
+@pytest.mark.parametrize("code", ["import vae_anomaly", "import vae_anomaly.cli", "from vae_anomaly.cli import main"])
+def test_importing_the_package_is_light(code):
+    assert loaded_by(code, "torch", "torchvision", "pandas", "numpy", "sklearn", "matplotlib", "pyarrow") == []
+
+
+def test_readers_metrics_and_reports_load_no_torch():
+    code = "import vae_anomaly.data, vae_anomaly.metrics, vae_anomaly.report, vae_anomaly.thresholds\n"
+    assert loaded_by(code + "vae_anomaly.read", "torch", "torchvision", "vae_anomaly.detector") == []
+
+
+def test_public_names():
+    assert sorted(vae_anomaly.__all__) == dir(vae_anomaly)
+    for name in vae_anomaly.__all__:
+        assert getattr(vae_anomaly, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Detektor'"):
+        _ = vae_anomaly.Detektor
