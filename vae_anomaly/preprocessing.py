@@ -63,7 +63,7 @@ class Schema:
 
     Examples
     --------
-    >>> frame = pd.DataFrame({"flow": [1.0, 2.0, 6.0], "valve": ["open", "open", "shut"]})
+    >>> frame = pd.DataFrame({"flow": [1, 2, 6], "valve": ["open", "open", "shut"]})
     >>> schema = Schema.infer(frame)
     >>> [(column.name, column.kind) for column in schema.columns]
     [('flow', 'real'), ('valve', 'binary')]
