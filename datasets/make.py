@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from vae_anomaly.data.samples import SAMPLES, split_sample
-from vae_anomaly.data.tabular import write_table
+from vae_anomaly.data.writers import write_table
 
 HERE = Path(__file__).parent
 SEED = 0

@@ -416,10 +416,10 @@ def test_outputs_are_untouched_when_a_run_fails_midway(model, monkeypatch, verb,
         Path("out", name).write_text("mine")
     targets = {
         "fit": "vae_anomaly.persistence.save_file",
-        "score": "vae_anomaly.data.tabular.write_table",
+        "score": "vae_anomaly.data.writers.write_table",
         "calibrate": "vae_anomaly.persistence.save_file",
         "report": "vae_anomaly.metrics.pr_table",
-        "sample": "vae_anomaly.data.tabular.write_table",
+        "sample": "vae_anomaly.data.writers.write_table",
     }
     monkeypatch.setattr(targets[verb], failing)
     result = run(verb, *arguments, "-o", output, "--overwrite", exit_code=1)

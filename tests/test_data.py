@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from vae_anomaly.data import READERS, Data, read
+from vae_anomaly.data.delimited import MISSING
 from vae_anomaly.data.samples import SAMPLES, split_sample
 from vae_anomaly.data.table import labels
-from vae_anomaly.data.tabular import MISSING, WRITERS, table_format, write_table
+from vae_anomaly.data.writers import WRITERS, table_format, write_table
 from vae_anomaly.errors import DataError
 
 DATASETS = Path(__file__).parent.parent / "datasets"

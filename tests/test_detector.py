@@ -228,6 +228,17 @@ def test_holes_neither_raise_nor_lower_scores(name, trained_with_holes):
     assert low < np.median(punched) < high
 
 
+def test_calibration_rows_do_not_shape_the_schema():
+    """A row with a value of its own is trained on (its value is known) or calibrates (its value is new)."""
+    X = mixed(100).assign(mode=["odd"] + ["idle", "run", "wash"] * 33)
+    known = [
+        "odd" in VAEDetector(**{**TINY, "random_state": seed}).fit(X).schema_.columns[list(X).index("mode")].values
+        for seed in range(20)
+    ]
+    # A fifth calibrates: the chance that all 20 fits fall on one side is 0.01.
+    assert 0 < sum(known) < 20
+
+
 @pytest.mark.parametrize("column", ["valve", "mode", "on"])
 def test_unseen_categories_score_higher_than_seen_ones(detector, column):
     rows = mixed(100, seed=2)

@@ -31,8 +31,11 @@ TABLE = {
     "preprocessing": {"errors"},
     "persistence": {"atomic", "errors"},
     "data": {"data.table", "data.tabular"},
+    "data.arrow": {"errors"},
+    "data.delimited": {"data.arrow", "errors"},
+    "data.writers": {"data.table", "errors"},
     "data.table": {"errors"},
-    "data.tabular": {"data.table", "errors"},
+    "data.tabular": {"data.arrow", "data.delimited", "data.table", "errors"},
     "data.samples": {"errors"},
     # The estimator.
     "model_state": {"", "persistence", "ensemble", "preprocessing", "thresholds", "training", "errors"},
@@ -51,14 +54,14 @@ TABLE = {
     "": {"data", "detector", "vae"},
     # The command line.
     "cli": {"errors"},
-    "cli.common": {"data", "data.tabular", "detector", "errors"},
+    "cli.common": {"data", "data.writers", "detector", "errors"},
     "cli.fit": {"cli.common", "detector", "errors", "predictions"},
-    "cli.score": {"atomic", "cli.common", "data.tabular", "predictions"},
+    "cli.score": {"atomic", "cli.common", "data.writers", "predictions"},
     "cli.calibrate": {"cli.common", "errors", "predictions"},
     "cli.report": {"", "atomic", "cli.common", "errors", "metrics", "predictions", "report"},
     "cli.inspect": {"cli.common", "persistence"},
-    "cli.sample": {"atomic", "cli.common", "data.tabular"},
-    "cli.demo": {"atomic", "cli.common", "data.samples", "data.tabular", "errors"},
+    "cli.sample": {"atomic", "cli.common", "data.writers"},
+    "cli.demo": {"atomic", "cli.common", "data.samples", "data.writers", "errors"},
 }  # fmt: skip
 
 TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training")

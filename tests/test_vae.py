@@ -102,6 +102,28 @@ def test_elbo_of_random_draws_is_log_px_up_to_monte_carlo_error(ppca, rows, gene
     assert (np.abs(error) < 5.0 * standard_error).all()
 
 
+@pytest.mark.parametrize("missing", [[0], [1, 4], [0, 2, 3]])
+def test_imputation_converges_to_the_posterior_given_the_observed_entries(missing, ppca, rows):
+    """Filling x_m with W_m E[z | x_o, x_m] over and over ends where E[z | x_o, x_m] = E[z | x_o]."""
+    W, mean, sigma = ppca
+    observed = np.setdiff1d(np.arange(D), missing)
+    expected, _ = naive.ppca_posterior(rows[:, observed], W[observed], mean[observed], sigma)
+    holed = rows.copy()
+    holed[:, missing] = np.nan
+    vae = ppca_vae(*ppca)
+    vae.imputation_steps = 2000
+    np.testing.assert_allclose(vae.encode(torch.from_numpy(holed)).mean.detach(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask_input", [False, True])
+def test_imputation_changes_nothing_for_a_complete_row(mask_input, make_vae, generator):
+    vae = make_vae((4,), 3, mask_input=mask_input)
+    x = torch.randn(5, 4, generator=generator)
+    before = vae.encode(x).mean
+    vae.imputation_steps = 5
+    assert torch.equal(vae.encode(x).mean, before)
+
+
 # -- against plain loops ----------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vae_anomaly import model_state
 from vae_anomaly.ensemble import Ensemble
-from vae_anomaly.errors import CalibrationWarning, DataError, PosteriorCollapseWarning, look_up
+from vae_anomaly.errors import CalibrationWarning, CellError, DataError, PosteriorCollapseWarning, look_up
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.priors import PRIORS
@@ -36,6 +36,8 @@ SCORING_BATCH = 512
 MAX_REFERENCE_ROWS = 5000
 MAX_CALIBRATION_ROWS = 10_000
 MAX_LATENT_DIM = 128
+# Passes that fill the holes of a row before it is scored; measured: 10 do what 30 do, 3 do not.
+IMPUTATION_STEPS = 10
 
 Floats = NDArray[np.float64]
 
@@ -235,17 +237,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         frame = self._frame(X, reset=True)
         self.from_frame_ = isinstance(X, pd.DataFrame)
         self._check_categorical(frame)
-        kind = LIKELIHOODS["mixed" if self.likelihood == "auto" else self.likelihood]
-        self.schema_ = Schema.infer(
-            frame, kinds=kind.columns, scaling=kind.scaling, categorical=self.categorical_features
-        )
+        self.seed_ = self._seed()
+        generators = [_generator(self.seed_, member) for member in range(self.n_estimators + 1)]
+        n_calibration, enough = self._n_calibration(len(frame))
+        order = torch.randperm(len(frame), generator=generators[-1])
+        rest, calibration = order[n_calibration:], order[:n_calibration]
+        self.schema_ = self._infer_schema(frame, np.sort(rest.numpy()))
         encoded = self.schema_.encode(frame)
         self.fingerprint_ = hashlib.sha256(encoded.tobytes()).hexdigest()
-        self.seed_ = self._seed()
-        n_calibration, enough = self._n_calibration(len(encoded))
-        generators = [_generator(self.seed_, member) for member in range(self.n_estimators + 1)]
-        order = torch.randperm(len(encoded), generator=generators[-1])
-        rest, calibration = order[n_calibration:], order[:n_calibration]
         self._train(torch.from_numpy(encoded), rest, generators, on_check)
         self.n_rows_ = {"train": len(rest), "calibration": n_calibration}
         held_out = encoded[calibration.numpy()]
@@ -276,6 +275,20 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         unknown = sorted(set(map(str, self.categorical_features)) - set(map(str, frame.columns)))
         if unknown:
             raise ValueError(f"categorical_features names {unknown[0]!r}, and X has no such column.")
+
+    def _infer_schema(self, frame: pd.DataFrame, rows: NDArray[np.intp]) -> Schema:
+        """Schema of the training rows alone.
+
+        Were the calibration rows among them, no value of theirs could ever be an unseen one, and new rows would look
+        less normal than they do.
+        """
+        kind = LIKELIHOODS["mixed" if self.likelihood == "auto" else self.likelihood]
+        try:
+            return Schema.infer(
+                frame.iloc[rows], kinds=kind.columns, scaling=kind.scaling, categorical=self.categorical_features
+            )
+        except CellError as error:
+            raise CellError(int(rows[error.row]), error.detail) from None
 
     def _seed(self) -> int:
         if isinstance(self.random_state, (int, np.integer)):
@@ -377,6 +390,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     @torch.no_grad()
     def _fill_references(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
         ensemble, eps = self.ensemble_, self.eps_.to(train_x.device)
+        ensemble.skeleton.imputation_steps = IMPUTATION_STEPS if self.architecture_["mask_input"] else 0
         for fill in REFERENCES:
             ensemble.buffers.update(ensemble.map(fill, train_x, held_out_x, eps, in_dims=(0, 0, None)))
         self.active_units_ = ensemble.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
@@ -505,9 +519,24 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _map_rows(self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32]) -> Floats:
         """``function`` of every row, mean over the members."""
+        holed = np.isnan(encoded).any(axis=1)
+        if not holed.any():
+            return self._map_blocks(function, encoded, imputation_steps=0)
+        # Imputation changes nothing for a complete row, so only the others pay for it.
+        some = self._map_blocks(function, encoded[holed], imputation_steps=IMPUTATION_STEPS)
+        results = np.empty((len(encoded), *some.shape[1:]))
+        results[holed] = some
+        if not holed.all():
+            results[~holed] = self._map_blocks(function, encoded[~holed], imputation_steps=0)
+        return results
+
+    def _map_blocks(
+        self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32], *, imputation_steps: int
+    ) -> Floats:
         device = self.ensemble_.device
         eps = self.eps_.to(device)
         results = []
+        self.ensemble_.skeleton.imputation_steps = imputation_steps
         for start in range(0, len(encoded), SCORING_BATCH):
             block = encoded[start : start + SCORING_BATCH]
             padded = np.zeros((SCORING_BATCH, encoded.shape[1]), dtype=np.float32)

@@ -34,8 +34,8 @@ class Terms(NamedTuple):
 class VAE(nn.Module):
     """Variational autoencoder with a diagonal Gaussian posterior.
 
-    A missing entry of ``x`` is NaN. It is left out of the likelihood, and the encoder sees 0, the average, in
-    its place.
+    A missing entry of ``x`` is NaN. It is left out of the likelihood. The encoder sees 0, the average, in its place,
+    and where ``imputation_steps`` is set, what the decoder expects there after so many passes through the network [1]_.
 
     Parameters
     ----------
@@ -52,6 +52,11 @@ class VAE(nn.Module):
         Show the encoder which entries are missing; worth its weights only where the training data have holes.
     generator : torch.Generator, optional
         Source of the initial weights; without one, torch's global generator.
+
+    References
+    ----------
+    .. [1] Rezende, Mohamed and Wierstra, "Stochastic backpropagation and approximate inference in deep generative
+       models", 2014, appendix F, https://arxiv.org/abs/1401.4082
 
     Examples
     --------
@@ -93,6 +98,8 @@ class VAE(nn.Module):
             self.encoder, self.decoder = build_nets(
                 event_shape, latent_dim, self.likelihood.n_params, hidden, n_extra=n_extra, generator=generator
             )
+        # Not part of the model: whoever scores rows with holes sets it, training leaves it at 0.
+        self.imputation_steps = 0
         self._register_references()
 
     def _register_references(self) -> None:
@@ -109,13 +116,19 @@ class VAE(nn.Module):
         """Posterior q(z | x), of batch shape (n_samples,) and event shape (latent_dim,)."""
         missing = torch.isnan(x)
         seen = torch.where(missing, 0.0, x)
-        if self.mask_input:
-            seen = torch.cat([seen, missing.to(x.dtype)], dim=-1)
-        mu, raw_logvar = self.encoder(seen).chunk(2, dim=-1)
+        shown = missing
+        for _ in range(self.imputation_steps):
+            seen = torch.where(missing, self.decode(self._posterior(seen, shown).mean).mean, seen)
+            # From here on there is a value everywhere; a mask beside it would say the opposite.
+            shown = torch.zeros_like(missing)
+        return self._posterior(seen, shown)
+
+    def _posterior(self, seen: Tensor, missing: Tensor) -> Distribution:
+        inputs = torch.cat([seen, missing.to(seen.dtype)], dim=-1) if self.mask_input else seen
+        mu, raw_logvar = self.encoder(inputs).chunk(2, dim=-1)
         logvar = MAX_LOGVAR * torch.tanh(raw_logvar / MAX_LOGVAR)
-        return Independent(
-            distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False), 1, validate_args=False
-        )
+        normal = distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
 
     def decode(self, z: Tensor) -> Distribution:
         """Likelihood p(x | z)."""

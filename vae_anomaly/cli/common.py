@@ -167,7 +167,7 @@ def read_data(path: str, **options: Any) -> "Data":
 
 def output_format(path: str) -> str:
     """Format of a table to write, from the name of the file; CSV for standard output."""
-    from vae_anomaly.data.tabular import table_format
+    from vae_anomaly.data.writers import table_format
     from vae_anomaly.errors import DataError
 
     try:

@@ -36,7 +36,7 @@ def command(ctx: click.Context, samples: tuple[str, ...], output: str, fpr: floa
 def _tour(group: click.Command, sample: str, folder: Path, fpr: str) -> None:
     from vae_anomaly.atomic import replacing
     from vae_anomaly.data.samples import SAMPLES, split_sample
-    from vae_anomaly.data.tabular import write_table
+    from vae_anomaly.data.writers import write_table
 
     folder.mkdir(parents=True, exist_ok=True)
     info = SAMPLES[sample]()[1]

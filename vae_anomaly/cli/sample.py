@@ -21,7 +21,7 @@ def command(model: str, rows: int, output: str, seed: int, overwrite: bool, quie
     import pandas as pd
 
     from vae_anomaly.atomic import replacing
-    from vae_anomaly.data.tabular import write_table
+    from vae_anomaly.data.writers import write_table
 
     check_output(output, overwrite)
     file_format = output_format(output)

@@ -91,7 +91,7 @@ def command(
 
 def _write(predictions: "pd.DataFrame", output: str, file_format: str) -> None:
     from vae_anomaly.atomic import replacing
-    from vae_anomaly.data.tabular import write_table
+    from vae_anomaly.data.writers import write_table
 
     if output == "-":
         predictions.to_csv(sys.stdout, index=False, lineterminator="\n")

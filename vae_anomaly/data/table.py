@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vae_anomaly.errors import DataError
 
-__all__ = ["Data", "labels", "no_such_column"]
+__all__ = ["Data", "known_suffix", "labels", "no_such_column"]
 
 _MAX_LISTED = 10
 
@@ -176,3 +177,13 @@ def no_such_column(where: str, column: str, columns: Iterable[str]) -> DataError
     more = f" and {len(ordered) - _MAX_LISTED} more" if len(ordered) > _MAX_LISTED else ""
     listed = ", ".join(repr(name) for name in ordered[:_MAX_LISTED])
     return DataError(f"{where} has no column {column!r}. Its columns are {listed}{more}.")
+
+
+def known_suffix(name: str, known: Iterable[str]) -> str:
+    """The longest known suffix of a name."""
+    fitting = [suffix for suffix in known if name.lower().endswith(suffix)]
+    if not fitting:
+        shown = "".join(Path(name).suffixes[-1:])
+        problem = f"the suffix {shown!r} is unknown" if shown else "the name has no suffix"
+        raise DataError(f"{name}: {problem}. Known suffixes are {', '.join(known)}.")
+    return max(fitting, key=len)

@@ -1,13 +1,10 @@
-"""Readers and writers of tables: CSV, TSV, Parquet and NumPy arrays."""
+"""Tables in files, folders of files, and standard input."""
 
-import csv
-import gzip
 import io
 import os
 import re
 import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,31 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from vae_anomaly.data.table import Data, labels, no_such_column
+from vae_anomaly.data.arrow import Options, frame_of
+from vae_anomaly.data.delimited import read_csv, read_csv_gz, read_tsv
+from vae_anomaly.data.table import Data, known_suffix, labels, no_such_column
 from vae_anomaly.errors import DataError
 
-__all__ = ["READERS", "WRITERS", "read", "table_format", "write_table"]
-
-MISSING = ("", "NA", "NaN", "nan", "-nan", "-NaN", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NULL", "null", "None")
-
-_BOM = b"\xef\xbb\xbf"
-# A row has to fit into one block; the default of 1 MiB is too little for a hundred thousand columns.
-_BLOCK_SIZE = 1 << 24
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a reader of tables may be asked for."""
-
-    text_columns: tuple[str, ...] = ()
-    delimiter: str | None = None
-    # Columns asked for by name: an .npz file keeps labels and ids in arrays of their own.
-    named: tuple[str, ...] = ()
+__all__ = ["READERS", "read"]
 
 
 def read(
@@ -154,20 +136,20 @@ def _parts(path: str | os.PathLike[str], options: Options) -> tuple[str, list[_P
         suffix = ".parquet" if content.startswith(b"PAR1") else ".csv"
         return "standard input", [_part("standard input", suffix, lambda: content, options)]
     if not os.path.isdir(name):
-        return name, [_part(name, _suffix(name, READERS), Path(name).read_bytes, options)]
+        return name, [_part(name, known_suffix(name, READERS), Path(name).read_bytes, options)]
     # Hidden files are left out: some systems leave one beside each file, under the same suffix.
     files = sorted(f for f in os.listdir(name) if f.lower().endswith(tuple(READERS)) and not f.startswith("."))
     if not files:
         raise DataError(f"{name} is a folder without a table. Known suffixes are {', '.join(READERS)}.")
     paths = [os.path.join(name, file) for file in files]
-    return name, [_part(path, _suffix(path, READERS), Path(path).read_bytes, options) for path in paths]
+    return name, [_part(path, known_suffix(path, READERS), Path(path).read_bytes, options) for path in paths]
 
 
 def _part(name: str, suffix: str, content: Callable[[], bytes], options: Options) -> _Part:
     def frame(more_text: Sequence[str]) -> pd.DataFrame:
         text_columns = (*options.text_columns, *more_text)
         table = READERS[suffix](_bytes(name, content), name, replace(options, text_columns=text_columns))
-        return _frame(table, name, text_columns)
+        return frame_of(table, name, text_columns)
 
     return _Part(name, frame(()), frame)
 
@@ -182,16 +164,6 @@ def _bytes(name: str, content: Callable[[], bytes]) -> bytes:
     if not found:
         raise DataError(f"{name} is empty.")
     return found
-
-
-def _suffix(name: str, known: Iterable[str]) -> str:
-    """The longest known suffix of a name."""
-    fitting = [suffix for suffix in known if name.lower().endswith(suffix)]
-    if not fitting:
-        shown = "".join(Path(name).suffixes[-1:])
-        problem = f"the suffix {shown!r} is unknown" if shown else "the name has no suffix"
-        raise DataError(f"{name}: {problem}. Known suffixes are {', '.join(known)}.")
-    return max(fitting, key=len)
 
 
 def _joined(parts: list[_Part]) -> pd.DataFrame:
@@ -225,246 +197,6 @@ def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
 
 def _is_text(values: "pd.Series[Any]") -> bool:
     return not bool(pd.api.types.is_numeric_dtype(values))
-
-
-# From columnar tables to frames --------------------------------------------------------------------------------------
-
-
-def _frame(table: pa.Table, name: str, text_columns: Sequence[str]) -> pd.DataFrame:
-    columns = {}
-    for column, values in zip(_column_names(table.column_names, name), table.columns, strict=True):
-        kind = values.type
-        if column in text_columns or pa.types.is_dictionary(kind) or _has_calendar(kind):
-            values = _text(values, name, column)
-        columns[column] = _values(values, name, column)
-    if not columns:
-        raise DataError(f"{name} has no columns.")
-    if not table.num_rows:
-        raise DataError(f"{name} has columns and no rows.")
-    return pd.DataFrame(columns)
-
-
-def _column_names(names: Sequence[str], where: str) -> list[str]:
-    """The names of the columns; a nameless one, as an index leaves it, is called by its position."""
-    full = [name or f"unnamed_{position}" for position, name in enumerate(names)]
-    repeated = [name for name in dict.fromkeys(full) if full.count(name) > 1] if len(set(full)) < len(full) else []
-    if repeated:
-        raise DataError(f"{where} has more than one column named {', '.join(map(repr, repeated))}. Rename them.")
-    return full
-
-
-def _has_calendar(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind))
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return str(kind) in ("string", "large_string", "string_view")
-
-
-def _text(values: pa.ChunkedArray, name: str, column: str) -> pa.ChunkedArray:
-    """Values as text; times in ISO 8601, those with a zone in UTC."""
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        return _text(values.cast(kind.value_type), name, column)
-    if pa.types.is_floating(kind):
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
-    if pa.types.is_timestamp(kind) and kind.tz is not None:
-        values = values.cast(pa.timestamp(kind.unit, "UTC"))
-    try:
-        text = values.cast(pa.string())
-    except pa.ArrowException:
-        raise _unusable(name, column, kind) from None
-    if not _has_calendar(kind):
-        return text
-    return pc.replace_substring_regex(pc.replace_substring(text, " ", "T"), r"\.0+(Z?)$", r"\1")
-
-
-def _values(values: pa.ChunkedArray, name: str, column: str) -> Any:
-    """Values as int64, float64, bool or text."""
-    kind = values.type
-    if _is_string(kind):
-        return values.to_pandas()
-    if pa.types.is_boolean(kind) and not values.null_count:
-        return values.to_numpy()
-    if pa.types.is_boolean(kind):
-        values = values.cast(pa.int8())
-    elif pa.types.is_integer(kind) and not values.null_count and _fits_int64(values):
-        return values.cast(pa.int64()).to_numpy()
-    elif not (
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or kind == pa.null()
-    ):
-        raise _unusable(name, column, kind)
-    return values.cast(pa.float64(), safe=False).to_numpy()
-
-
-def _fits_int64(values: pa.ChunkedArray) -> bool:
-    return values.type != pa.uint64() or (pc.max(values).as_py() or 0) < 2**63
-
-
-def _unusable(name: str, column: str, kind: pa.DataType) -> DataError:
-    return DataError(f"{name}, column {column!r} is of type {kind}. Turn it into numbers or text, or leave it out.")
-
-
-# CSV -----------------------------------------------------------------------------------------------------------------
-
-
-def read_csv(content: bytes, name: str, options: Options) -> pa.Table:
-    """The table in a CSV file, its types inferred from all rows."""
-    _check_utf8(content, name)
-    content = content.removeprefix(_BOM)
-    if content.isspace() or not content:
-        raise DataError(f"{name} is empty.")
-    delimiter = options.delimiter or _delimiter(content)
-    header, length = _header(content, delimiter, name)
-    _check_header(header, name)
-    names = _column_names([cell.strip() for cell in header], name)
-    body = content[length:]
-    if body.isspace() or not body:
-        raise DataError(f"{name} has a header and no rows.")
-    if content.count(b'"') % 2:
-        _check_quotes(body, delimiter, name)
-    table = _parse(body, delimiter, names, name, options.text_columns)
-    table = _without_calendar(table, lambda columns: _parse(body, delimiter, names, name, columns, only=True))
-    return _with_late_numbers(table, options.text_columns)
-
-
-def read_csv_gz(content: bytes, name: str, options: Options) -> pa.Table:
-    """The table in a CSV file compressed with gzip."""
-    try:
-        plain = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error):
-        raise DataError(f"{name} is damaged, cut short or not compressed with gzip. Make or copy it again.") from None
-    if not plain:
-        raise DataError(f"{name} is empty.")
-    return read_csv(plain, name, options)
-
-
-def read_tsv(content: bytes, name: str, options: Options) -> pa.Table:
-    """The table in a file with tabs between the cells."""
-    return read_csv(content, name, replace(options, delimiter=options.delimiter or "\t"))
-
-
-def _check_utf8(content: bytes, name: str) -> None:
-    try:
-        content.isascii() or content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{name}, line {line} is not UTF-8 text. Save the file again as UTF-8.") from None
-
-
-def _delimiter(content: bytes) -> str:
-    """The likeliest character between the cells of the header: a comma unless another occurs more often."""
-    for line in _lines(content):
-        if line.strip():
-            bare = re.sub('"[^"]*"', "", line)
-            return max(",;\t|", key=bare.count)
-    return ","
-
-
-def _lines(content: bytes) -> Iterator[str]:
-    return iter(io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline=""))
-
-
-def _header(content: bytes, delimiter: str, name: str) -> tuple[list[str], int]:
-    """The cells of the first line that is not blank, and the number of bytes up to its end."""
-    seen: list[str] = []
-
-    def lines() -> Iterator[str]:
-        for line in _lines(content):
-            seen.append(line)
-            yield line
-
-    try:
-        header = next(row for row in csv.reader(lines(), delimiter=delimiter) if row)
-    except csv.Error as error:
-        raise DataError(f"{name}: the header can't be read, {error}.") from None
-    return header, len("".join(seen).encode())
-
-
-def _check_header(header: Sequence[str], name: str) -> None:
-    """Refuse a first line of data, which would be lost; 0, 1, 2, ... is how frames without names are saved."""
-    cells = [cell.strip() for cell in header if cell.strip()]
-    if not cells:
-        raise DataError(f"{name}: no column has a name. Add a line of column names.")
-    if cells != [str(i) for i in range(len(cells))] and all(map(_is_number, cells)):
-        raise DataError(f"{name} has no header: its first line holds only numbers. Add a line of column names.")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _check_quotes(body: bytes, delimiter: str, name: str) -> None:
-    """Refuse a quoted cell without an end, which would swallow all rows that follow."""
-    n_rows = 0
-    try:
-        for row in csv.reader(_lines(body), delimiter=delimiter, strict=True):
-            n_rows += bool(row)
-    except csv.Error:
-        problem = "a quoted cell does not end. Close it, and write a quote inside a quoted cell twice."
-        raise DataError(f"{name}, row {n_rows + 1}: {problem}") from None
-
-
-def _parse(
-    body: bytes, delimiter: str, names: Sequence[str], name: str, text_columns: Sequence[str], only: bool = False
-) -> pa.Table:
-    try:
-        return pyarrow.csv.read_csv(
-            pa.BufferReader(body),
-            pyarrow.csv.ReadOptions(column_names=names, block_size=_BLOCK_SIZE),
-            # Rows are split much faster where no cell can hold a line end.
-            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in body),
-            pyarrow.csv.ConvertOptions(
-                null_values=list(MISSING),
-                strings_can_be_null=True,
-                column_types=dict.fromkeys(text_columns, pa.string()),
-                include_columns=list(text_columns) if only else None,
-            ),
-        )
-    except pa.ArrowException as error:
-        _check_widths(body, delimiter, len(names), name)
-        raise DataError(f"{name} can't be read as CSV: {str(error).splitlines()[0]}.") from None
-
-
-def _check_widths(body: bytes, delimiter: str, expected: int, name: str) -> None:
-    rows = (row for row in csv.reader(_lines(body), delimiter=delimiter) if row)
-    try:
-        wrong = next(((number, len(row)) for number, row in enumerate(rows, start=1) if len(row) != expected), None)
-    except csv.Error:  # a cell of more than 128 KiB, say
-        return
-    if wrong is not None:
-        problem = f"expected {expected} cells, found {wrong[1]}. Put cells that hold {delimiter!r} in quotes."
-        raise DataError(f"{name}, row {wrong[0]}: {problem}")
-
-
-def _without_calendar(table: pa.Table, read_text: Callable[[Sequence[str]], pa.Table]) -> pa.Table:
-    """Dates and times as the text that stands in the file."""
-    columns = [field.name for field in table.schema if _has_calendar(field.type)]
-    if not columns:
-        return table
-    text = read_text(columns)
-    for column in columns:
-        table = table.set_column(table.column_names.index(column), column, text.column(column))
-    return table
-
-
-def _with_late_numbers(table: pa.Table, text_columns: Sequence[str]) -> pa.Table:
-    """Numbers that the parser takes for text: those too large for a float, and those beside cells of blanks."""
-    for position, (column, values) in enumerate(zip(table.column_names, table.columns, strict=True)):
-        if not _is_string(values.type) or column in text_columns:
-            continue
-        trimmed = pc.utf8_trim_whitespace(values)
-        trimmed = pc.if_else(pc.is_in(trimmed, pa.array(MISSING)), pa.scalar(None, pa.string()), trimmed)
-        try:
-            numbers = pd.to_numeric(trimmed.to_pandas().astype(object)).to_numpy("float64")
-        except (ValueError, TypeError):
-            continue
-        table = table.set_column(position, column, pa.array(numbers))
-    return table
 
 
 # Parquet and NumPy ---------------------------------------------------------------------------------------------------
@@ -543,68 +275,4 @@ READERS: dict[str, Callable[[bytes, str, Options], pa.Table]] = {
     ".parquet": read_parquet,
     ".npy": read_numpy,
     ".npz": read_numpy,
-}
-
-
-# Writers -------------------------------------------------------------------------------------------------------------
-
-
-def table_format(path: str | os.PathLike[str]) -> str:
-    """The suffix in ``WRITERS`` that a path ends in.
-
-    Examples
-    --------
-    >>> table_format("out/scores.csv.gz")
-    '.csv.gz'
-    """
-    return _suffix(os.fspath(path), WRITERS)
-
-
-def write_table(frame: pd.DataFrame, path: str | os.PathLike[str], *, format: str | None = None) -> None:
-    """Write a frame without its index; equal frames give equal bytes, and floats are read back as they were.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        What to write.
-    path : str or path
-        Where to write.
-    format : str, optional
-        A suffix in ``WRITERS``. Taken from ``path`` unless given.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "scores.part"
-    >>> write_table(pd.DataFrame({"row": [1], "anomaly_score": [0.1 + 0.2]}), path, format=".csv")
-    >>> path.read_text()
-    'row,anomaly_score\\n1,0.30000000000000004\\n'
-    """
-    format = table_format(path) if format is None else format
-    if format not in WRITERS:
-        raise DataError(f"The format {format!r} is unknown. Choose from {', '.join(WRITERS)}.")
-    WRITERS[format](frame, Path(path))
-
-
-def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a CSV file in UTF-8."""
-    frame.to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
-
-
-def write_csv_gz(frame: pd.DataFrame, path: Path) -> None:
-    """Write a CSV file compressed with gzip."""
-    # Without a name and a time in its header the file depends on the frame alone.
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-        frame.to_csv(packed, index=False, lineterminator="\n", encoding="utf-8")
-
-
-def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """Write a Parquet file."""
-    frame.to_parquet(path, index=False, engine="pyarrow")
-
-
-WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
-    ".csv": write_csv,
-    ".csv.gz": write_csv_gz,
-    ".parquet": write_parquet,
 }

@@ -1,0 +1,98 @@
+"""From Arrow tables, which every reader makes, to data frames."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vae_anomaly.errors import DataError
+
+__all__ = ["Options", "column_names", "frame_of", "has_calendar", "is_string"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a reader of tables may be asked for."""
+
+    text_columns: tuple[str, ...] = ()
+    delimiter: str | None = None
+    # Columns asked for by name: an .npz file keeps labels and ids in arrays of their own.
+    named: tuple[str, ...] = ()
+
+
+def frame_of(table: pa.Table, name: str, text_columns: Sequence[str]) -> pd.DataFrame:
+    columns = {}
+    for column, values in zip(column_names(table.column_names, name), table.columns, strict=True):
+        kind = values.type
+        if column in text_columns or pa.types.is_dictionary(kind) or has_calendar(kind):
+            values = _text(values, name, column)
+        columns[column] = _values(values, name, column)
+    if not columns:
+        raise DataError(f"{name} has no columns.")
+    if not table.num_rows:
+        raise DataError(f"{name} has columns and no rows.")
+    return pd.DataFrame(columns)
+
+
+def column_names(names: Sequence[str], where: str) -> list[str]:
+    """The names of the columns; a nameless one, as an index leaves it, is called by its position."""
+    full = [name or f"unnamed_{position}" for position, name in enumerate(names)]
+    repeated = [name for name in dict.fromkeys(full) if full.count(name) > 1] if len(set(full)) < len(full) else []
+    if repeated:
+        raise DataError(f"{where} has more than one column named {', '.join(map(repr, repeated))}. Rename them.")
+    return full
+
+
+def has_calendar(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind))
+
+
+def is_string(kind: pa.DataType) -> bool:
+    return str(kind) in ("string", "large_string", "string_view")
+
+
+def _text(values: pa.ChunkedArray, name: str, column: str) -> pa.ChunkedArray:
+    """Values as text; times in ISO 8601, those with a zone in UTC."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return _text(values.cast(kind.value_type), name, column)
+    if pa.types.is_floating(kind):
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        values = values.cast(pa.timestamp(kind.unit, "UTC"))
+    try:
+        text = values.cast(pa.string())
+    except pa.ArrowException:
+        raise _unusable(name, column, kind) from None
+    if not has_calendar(kind):
+        return text
+    return pc.replace_substring_regex(pc.replace_substring(text, " ", "T"), r"\.0+(Z?)$", r"\1")
+
+
+def _values(values: pa.ChunkedArray, name: str, column: str) -> Any:
+    """Values as int64, float64, bool or text."""
+    kind = values.type
+    if is_string(kind):
+        return values.to_pandas()
+    if pa.types.is_boolean(kind) and not values.null_count:
+        return values.to_numpy()
+    if pa.types.is_boolean(kind):
+        values = values.cast(pa.int8())
+    elif pa.types.is_integer(kind) and not values.null_count and _fits_int64(values):
+        return values.cast(pa.int64()).to_numpy()
+    elif not (
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or kind == pa.null()
+    ):
+        raise _unusable(name, column, kind)
+    return values.cast(pa.float64(), safe=False).to_numpy()
+
+
+def _fits_int64(values: pa.ChunkedArray) -> bool:
+    return values.type != pa.uint64() or (pc.max(values).as_py() or 0) < 2**63
+
+
+def _unusable(name: str, column: str, kind: pa.DataType) -> DataError:
+    return DataError(f"{name}, column {column!r} is of type {kind}. Turn it into numbers or text, or leave it out.")

@@ -1,0 +1,184 @@
+"""Readers of CSV and its relatives."""
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from vae_anomaly.data.arrow import Options, column_names, has_calendar, is_string
+from vae_anomaly.errors import DataError
+
+__all__ = ["MISSING", "read_csv", "read_csv_gz", "read_tsv"]
+
+MISSING = ("", "NA", "NaN", "nan", "-nan", "-NaN", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NULL", "null", "None")
+
+_BOM = b"\xef\xbb\xbf"
+# A row has to fit into one block; the default of 1 MiB is too little for a hundred thousand columns.
+_BLOCK_SIZE = 1 << 24
+
+
+def read_csv(content: bytes, name: str, options: Options) -> pa.Table:
+    """The table in a CSV file, its types inferred from all rows."""
+    _check_utf8(content, name)
+    content = content.removeprefix(_BOM)
+    if content.isspace() or not content:
+        raise DataError(f"{name} is empty.")
+    delimiter = options.delimiter or _delimiter(content)
+    header, length = _header(content, delimiter, name)
+    _check_header(header, name)
+    names = column_names([cell.strip() for cell in header], name)
+    body = content[length:]
+    if body.isspace() or not body:
+        raise DataError(f"{name} has a header and no rows.")
+    if content.count(b'"') % 2:
+        _check_quotes(body, delimiter, name)
+    table = _parse(body, delimiter, names, name, options.text_columns)
+    table = _without_calendar(table, lambda columns: _parse(body, delimiter, names, name, columns, only=True))
+    return _with_late_numbers(table, options.text_columns)
+
+
+def read_csv_gz(content: bytes, name: str, options: Options) -> pa.Table:
+    """The table in a CSV file compressed with gzip."""
+    try:
+        plain = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error):
+        raise DataError(f"{name} is damaged, cut short or not compressed with gzip. Make or copy it again.") from None
+    if not plain:
+        raise DataError(f"{name} is empty.")
+    return read_csv(plain, name, options)
+
+
+def read_tsv(content: bytes, name: str, options: Options) -> pa.Table:
+    """The table in a file with tabs between the cells."""
+    return read_csv(content, name, replace(options, delimiter=options.delimiter or "\t"))
+
+
+def _check_utf8(content: bytes, name: str) -> None:
+    try:
+        content.isascii() or content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{name}, line {line} is not UTF-8 text. Save the file again as UTF-8.") from None
+
+
+def _delimiter(content: bytes) -> str:
+    """The likeliest character between the cells of the header: a comma unless another occurs more often."""
+    for line in _lines(content):
+        if line.strip():
+            bare = re.sub('"[^"]*"', "", line)
+            return max(",;\t|", key=bare.count)
+    return ","
+
+
+def _lines(content: bytes) -> Iterator[str]:
+    return iter(io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline=""))
+
+
+def _header(content: bytes, delimiter: str, name: str) -> tuple[list[str], int]:
+    """The cells of the first line that is not blank, and the number of bytes up to its end."""
+    seen: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for line in _lines(content):
+            seen.append(line)
+            yield line
+
+    try:
+        header = next(row for row in csv.reader(lines(), delimiter=delimiter) if row)
+    except csv.Error as error:
+        raise DataError(f"{name}: the header can't be read, {error}.") from None
+    return header, len("".join(seen).encode())
+
+
+def _check_header(header: Sequence[str], name: str) -> None:
+    """Refuse a first line of data, which would be lost; 0, 1, 2, ... is how frames without names are saved."""
+    cells = [cell.strip() for cell in header if cell.strip()]
+    if not cells:
+        raise DataError(f"{name}: no column has a name. Add a line of column names.")
+    if cells != [str(i) for i in range(len(cells))] and all(map(_is_number, cells)):
+        raise DataError(f"{name} has no header: its first line holds only numbers. Add a line of column names.")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_quotes(body: bytes, delimiter: str, name: str) -> None:
+    """Refuse a quoted cell without an end, which would swallow all rows that follow."""
+    n_rows = 0
+    try:
+        for row in csv.reader(_lines(body), delimiter=delimiter, strict=True):
+            n_rows += bool(row)
+    except csv.Error:
+        problem = "a quoted cell does not end. Close it, and write a quote inside a quoted cell twice."
+        raise DataError(f"{name}, row {n_rows + 1}: {problem}") from None
+
+
+def _parse(
+    body: bytes, delimiter: str, names: Sequence[str], name: str, text_columns: Sequence[str], only: bool = False
+) -> pa.Table:
+    try:
+        return pyarrow.csv.read_csv(
+            pa.BufferReader(body),
+            pyarrow.csv.ReadOptions(column_names=names, block_size=_BLOCK_SIZE),
+            # Rows are split much faster where no cell can hold a line end.
+            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in body),
+            pyarrow.csv.ConvertOptions(
+                null_values=list(MISSING),
+                strings_can_be_null=True,
+                column_types=dict.fromkeys(text_columns, pa.string()),
+                include_columns=list(text_columns) if only else None,
+            ),
+        )
+    except pa.ArrowException as error:
+        _check_widths(body, delimiter, len(names), name)
+        raise DataError(f"{name} can't be read as CSV: {str(error).splitlines()[0]}.") from None
+
+
+def _check_widths(body: bytes, delimiter: str, expected: int, name: str) -> None:
+    rows = (row for row in csv.reader(_lines(body), delimiter=delimiter) if row)
+    try:
+        wrong = next(((number, len(row)) for number, row in enumerate(rows, start=1) if len(row) != expected), None)
+    except csv.Error:  # a cell of more than 128 KiB, say
+        return
+    if wrong is not None:
+        problem = f"expected {expected} cells, found {wrong[1]}. Put cells that hold {delimiter!r} in quotes."
+        raise DataError(f"{name}, row {wrong[0]}: {problem}")
+
+
+def _without_calendar(table: pa.Table, read_text: Callable[[Sequence[str]], pa.Table]) -> pa.Table:
+    """Dates and times as the text that stands in the file."""
+    columns = [field.name for field in table.schema if has_calendar(field.type)]
+    if not columns:
+        return table
+    text = read_text(columns)
+    for column in columns:
+        table = table.set_column(table.column_names.index(column), column, text.column(column))
+    return table
+
+
+def _with_late_numbers(table: pa.Table, text_columns: Sequence[str]) -> pa.Table:
+    """Numbers that the parser takes for text: those too large for a float, and those beside cells of blanks."""
+    for position, (column, values) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        if not is_string(values.type) or column in text_columns:
+            continue
+        trimmed = pc.utf8_trim_whitespace(values)
+        trimmed = pc.if_else(pc.is_in(trimmed, pa.array(MISSING)), pa.scalar(None, pa.string()), trimmed)
+        try:
+            numbers = pd.to_numeric(trimmed.to_pandas().astype(object)).to_numpy("float64")
+        except (ValueError, TypeError):
+            continue
+        table = table.set_column(position, column, pa.array(numbers))
+    return table
