@@ -38,9 +38,10 @@ TABLE = {
     "data.tabular": {"data.arrow", "data.delimited", "data.table", "errors"},
     "data.samples": {"errors"},
     # The estimator.
-    "model_state": {"", "persistence", "ensemble", "preprocessing", "thresholds", "training", "errors"},
+    "parameters": {"errors", "likelihoods", "priors", "scores", "thresholds"},
+    "model_state": {"", "parameters", "persistence", "ensemble", "preprocessing", "thresholds", "training", "errors"},
     "detector": {
-        "ensemble", "errors", "likelihoods", "model_state", "preprocessing", "priors", "scores", "thresholds",
+        "ensemble", "errors", "likelihoods", "model_state", "parameters", "preprocessing", "scores", "thresholds",
         "training", "vae",
     },
     "predictions": {"data", "errors"},
@@ -54,14 +55,14 @@ TABLE = {
     "": {"data", "detector", "vae"},
     # The command line.
     "cli": {"errors"},
-    "cli.common": {"data", "data.writers", "detector", "errors"},
+    "cli.common": {"data", "data.writers", "detector", "errors", "parameters"},
     "cli.fit": {"cli.common", "detector", "errors", "predictions"},
     "cli.score": {"atomic", "cli.common", "data.writers", "predictions"},
     "cli.calibrate": {"cli.common", "errors", "predictions"},
     "cli.report": {"", "atomic", "cli.common", "errors", "metrics", "predictions", "report"},
     "cli.inspect": {"cli.common", "persistence"},
     "cli.sample": {"atomic", "cli.common", "data.writers"},
-    "cli.demo": {"atomic", "cli.common", "data.samples", "data.writers", "errors"},
+    "cli.demo": {"atomic", "baselines", "cli.common", "data.samples", "data.writers", "errors"},
 }  # fmt: skip
 
 TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training")

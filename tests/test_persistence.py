@@ -44,6 +44,14 @@ def test_scores_and_contributions_come_back_bit_for_bit(detector, path, name):
     assert np.array_equal(copy.explain(new, score_name=name), detector.explain(new, score_name=name))
 
 
+def test_a_model_loads_where_its_device_is_not(tmp_path):
+    """A model fitted with device="cuda:7" is as good as any on a machine without."""
+    fitted = VAEDetector(**TINY).fit(mixed())
+    fitted.set_params(device="cuda:7").save(tmp_path / NAME)
+    copy = load(tmp_path / NAME, device="cpu")
+    assert np.array_equal(copy.anomaly_score(mixed(20, seed=1)), fitted.anomaly_score(mixed(20, seed=1)))
+
+
 def test_everything_else_comes_back(detector, path):
     new, copy = mixed(50, seed=1), load(path)
     assert np.array_equal(copy.p_value(new), detector.p_value(new))

@@ -5,13 +5,15 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from vae_anomaly import VAEDetector, scores
 from vae_anomaly.cli import VERBS, cli
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
-from vae_anomaly.scores import SCORES
+from vae_anomaly.scores import SCORES, Score
 from vae_anomaly.thresholds import THRESHOLDS
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +53,18 @@ def test_python_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_tables_name_every_entry(names: dict[str, object]) -> None:
     for name in names:
         assert f"`{name}`" in README
+
+
+def test_the_guide_to_a_new_score_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    names = dict(vars(scores))
+    exec(compile(example, "CONTRIBUTING.md", "exec"), names)
+    assert '`"latent_norm": Score(latent_norm)`' in text
+    monkeypatch.setitem(SCORES, "latent_norm", Score(names["latent_norm"]))
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    detector = VAEDetector(score_name="latent_norm", max_steps=20, n_estimators=2, hidden=(8,)).fit(X)
+    np.testing.assert_allclose(detector.explain(X).sum(axis=1), detector.anomaly_score(X), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
-from numbers import Integral, Real
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -20,14 +19,14 @@ from vae_anomaly import model_state
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import CalibrationWarning, CellError, DataError, PosteriorCollapseWarning, look_up
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
+from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.preprocessing import Schema
-from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import REFERENCES, SCORES, Score, shares
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr, p_values
 from vae_anomaly.training import OnCheck, Plan, active_units, train
 from vae_anomaly.vae import VAE
 
-__all__ = ["VAEDetector", "find_device", "load"]
+__all__ = ["VAEDetector", "load"]
 
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
@@ -40,46 +39,6 @@ MAX_LATENT_DIM = 128
 IMPUTATION_STEPS = 10
 
 Floats = NDArray[np.float64]
-
-
-class Limits(NamedTuple):
-    """What a numeric parameter may be."""
-
-    kind: type[Integral] | type[Real]
-    low: float
-    high: float = math.inf
-    open: bool = False
-    """Whether the ends are excluded."""
-    optional: bool = False
-
-    def check(self, name: str, value: Any) -> None:
-        """ValueError if ``value`` is not within the limits."""
-        if value is None and self.optional:
-            return
-        usable: bool = isinstance(value, self.kind) and not isinstance(value, bool)
-        number = float(value) if usable else math.nan
-        within = self.low < number < self.high if self.open else self.low <= number <= self.high
-        if not (within and math.isfinite(number)):
-            what = "an integer" if self.kind is Integral else "a number"
-            least, most = ("above", "below") if self.open else ("of at least", "at most")
-            upper = "" if self.high == math.inf else f" and {most} {self.high:g}"
-            none = ", or None for the default" if self.optional else ""
-            raise ValueError(f"{name}={value!r} must be {what} {least} {self.low:g}{upper}{none}.")
-
-
-LIMITS = {
-    "n_estimators": Limits(Integral, 1),
-    "latent_dim": Limits(Integral, 1, optional=True),
-    "beta": Limits(Real, 0),
-    "min_scale": Limits(Real, 0, open=True),
-    "n_mc": Limits(Integral, 1),
-    "max_steps": Limits(Integral, 1, optional=True),
-    "batch_size": Limits(Integral, 1),
-    "learning_rate": Limits(Real, 0, open=True),
-    "weight_decay": Limits(Real, 0),
-    "warmup": Limits(Real, 0, 1),
-    "patience": Limits(Real, 0),
-}
 
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -233,7 +192,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         TrainingError
             If a loss is not finite.
         """
-        self._check_params()
+        check_params(self.get_params())
         frame = self._frame(X, reset=True)
         self.from_frame_ = isinstance(X, pd.DataFrame)
         self._check_categorical(frame)
@@ -252,24 +211,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.usual_shares_ = self._shares(held_out[:MAX_REFERENCE_ROWS]).mean(axis=0)
         self.notes_: dict[str, Any] = {}
         return self
-
-    def _check_params(self) -> None:
-        if self.likelihood != "auto":
-            look_up("likelihood", self.likelihood, {**LIKELIHOODS, "auto": None})
-        look_up("prior", self.prior, PRIORS)
-        look_up("score", self.score_name, SCORES)
-        look_up("threshold", self.threshold, THRESHOLDS)
-        check_fpr(self.fpr)
-        for name, limits in LIMITS.items():
-            limits.check(name, getattr(self, name))
-        # scikit-learn lets anything be set; the annotations bind nobody.
-        hidden: Any = self.hidden
-        categorical: Any = self.categorical_features
-        if any(not isinstance(width, Integral) or int(width) < 1 for width in hidden):
-            raise ValueError(f"hidden={hidden!r} must hold positive integers, the widths of the layers.")
-        if isinstance(categorical, str):
-            raise ValueError(f"categorical_features={categorical!r} must be a sequence of column names.")
-        find_device(self.device)
 
     def _check_categorical(self, frame: pd.DataFrame) -> None:
         unknown = sorted(set(map(str, self.categorical_features)) - set(map(str, frame.columns)))
@@ -577,20 +518,6 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:
 def _check_rows(frame: pd.DataFrame, at_least: int) -> None:
     if len(frame) < at_least:
         raise DataError(f"Found {len(frame)} sample(s), and at least {at_least} are needed.")
-
-
-def find_device(name: str) -> torch.device:
-    """Device of this name, "auto" for the best there is; ValueError if this machine does not have it."""
-    if name != "auto":
-        try:
-            # A tensor that can be read back: "meta" is a device, too.
-            torch.zeros(1, device=name).item()
-        except (RuntimeError, AssertionError, NotImplementedError, TypeError):
-            raise ValueError(f"device={name!r}: this machine has no such device. Use 'auto' or 'cpu'.") from None
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _generator(seed: int, member: int) -> torch.Generator:

@@ -13,6 +13,7 @@ import torch
 import vae_anomaly
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import ModelFileError, look_up
+from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
@@ -94,7 +95,8 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     for name in ("hidden", "categorical_features"):
         params[name] = tuple(params[name])
     detector = kind(**params)
-    detector._check_params()
+    # The device that it was fitted on need not be here.
+    check_params({**params, "device": "cpu"})
     detector.schema_ = Schema.from_json(header["schema"])
     detector.architecture_ = header["architecture"]
     detector.seed_, detector.fingerprint_ = params["random_state"], header["fingerprint"]

@@ -1,5 +1,7 @@
 """vae-anomaly calibrate: a new threshold for a model, from more normal rows."""
 
+from typing import Any
+
 import click
 
 from vae_anomaly.cli.common import (
@@ -37,15 +39,11 @@ def command(
     output: str,
     fpr: float | None,
     threshold: str | None,
-    label: str | None,
-    normal_value: tuple[str, ...],
-    id_column: str | None,
-    drop: tuple[str, ...],
-    delimiter: str | None,
     device: str,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    **columns: Any,
 ) -> None:
     """Set the threshold of MODEL anew from the normal rows of DATA, which it must not have been trained on.
 
@@ -56,15 +54,7 @@ def command(
 
     check_output(output, overwrite, stdout=False)
     detector = load_detector(model, device)
-    table = read_data(
-        data,
-        label=label,
-        normal_value=normal_value,
-        id_column=id_column,
-        drop=drop,
-        delimiter=delimiter,
-        text_columns=text_columns(detector),
-    ).normal()
+    table = read_data(data, **columns, text_columns=text_columns(detector)).normal()
     aligned = align(detector, table)
     scorable = aligned.reasons == ""
     if not scorable.any():

@@ -186,7 +186,7 @@ def load_detector(path: str, device: str = "cpu") -> "VAEDetector":
 
 def check_device(device: str) -> None:
     """Refuse a device that this machine does not have."""
-    from vae_anomaly.detector import find_device
+    from vae_anomaly.parameters import find_device
 
     try:
         find_device(device)

@@ -2,10 +2,14 @@
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vae_anomaly.cli.common import Fraction, tell
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @click.command("demo")
@@ -53,4 +57,15 @@ def _tour(group: click.Command, sample: str, folder: Path, fpr: str) -> None:
     ):
         tell(False, f"\n$ vae-anomaly {shlex.join(arguments)}")
         group.main(arguments, prog_name="vae-anomaly", standalone_mode=False)
+    _tell_baselines(train, test)
     tell(False, f"\nOpen {folder / 'report.html'} in a browser.")
+
+
+def _tell_baselines(train: "pd.DataFrame", test: "pd.DataFrame") -> None:
+    from sklearn.metrics import roc_auc_score
+
+    from vae_anomaly.baselines import BASELINES, baseline_scores
+
+    X, y = test.drop(columns="anomaly"), test["anomaly"]
+    areas = [f"{name} {roc_auc_score(y, baseline_scores(name, train, X)):.4f}" for name in BASELINES]
+    tell(False, f"ROC-AUC of baselines on the same rows: {', '.join(areas)}.")

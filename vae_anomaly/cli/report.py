@@ -68,32 +68,20 @@ def command(
     output: str,
     title: str | None,
     min_auroc: float | None,
-    label: str | None,
-    normal_value: tuple[str, ...],
-    id_column: str | None,
-    drop: tuple[str, ...],
-    delimiter: str | None,
     device: str,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    **columns: Any,
 ) -> None:
     """Evaluate MODEL on the labelled rows of DATA: ROC, precision-recall, rates at the threshold, worst rows."""
     from vae_anomaly.metrics import to_json
 
-    if label is None:
+    if columns["label"] is None:
         raise click.UsageError("A report needs labels: name the column that says which rows are normal with --label.")
     outputs = _outputs(output, overwrite)
     detector = load_detector(model, device)
-    table = read_data(
-        data,
-        label=label,
-        normal_value=normal_value,
-        id_column=id_column,
-        drop=drop,
-        delimiter=delimiter,
-        text_columns=text_columns(detector),
-    )
+    table = read_data(data, **columns, text_columns=text_columns(detector))
     predictions, evaluation = _evaluate(detector, table, quiet)
     facts = _facts(detector, table, evaluation, model)
     worst = _worst(detector, table, predictions)

@@ -58,13 +58,11 @@ def command(
     score_names: tuple[str, ...],
     n_top: int,
     fail_above_rate: float | None,
-    id_column: str | None,
-    drop: tuple[str, ...],
-    delimiter: str | None,
     device: str,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    **columns: Any,
 ) -> None:
     """Score the rows of DATA with MODEL: one line each, with score, p-value, verdict and the features behind it."""
     from vae_anomaly.predictions import predict_table
@@ -74,7 +72,7 @@ def command(
     check_output(output, overwrite)
     file_format = output_format(output)
     detector = load_detector(model, device)
-    table = read_data(data, id_column=id_column, drop=drop, delimiter=delimiter, text_columns=text_columns(detector))
+    table = read_data(data, **columns, text_columns=text_columns(detector))
     predictions, aligned = predict_table(detector, table, score_names=score_names, n_top=n_top)
     _write(predictions, output, file_format)
     summary = _summary(predictions, aligned, table, output)

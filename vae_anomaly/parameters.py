@@ -1,0 +1,87 @@
+"""What the parameters of a detector may be."""
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import torch
+
+from vae_anomaly.errors import look_up
+from vae_anomaly.likelihoods import LIKELIHOODS
+from vae_anomaly.priors import PRIORS
+from vae_anomaly.scores import SCORES
+from vae_anomaly.thresholds import THRESHOLDS, check_fpr
+
+__all__ = ["LIMITS", "Limits", "check_params", "find_device"]
+
+
+class Limits(NamedTuple):
+    """What a numeric parameter may be."""
+
+    kind: type[Integral] | type[Real]
+    low: float
+    high: float = math.inf
+    open: bool = False
+    """Whether the ends are excluded."""
+    optional: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """ValueError if ``value`` is not within the limits."""
+        if value is None and self.optional:
+            return
+        usable: bool = isinstance(value, self.kind) and not isinstance(value, bool)
+        number = float(value) if usable else math.nan
+        within = self.low < number < self.high if self.open else self.low <= number <= self.high
+        if not (within and math.isfinite(number)):
+            what = "an integer" if self.kind is Integral else "a number"
+            least, most = ("above", "below") if self.open else ("of at least", "at most")
+            upper = "" if self.high == math.inf else f" and {most} {self.high:g}"
+            none = ", or None for the default" if self.optional else ""
+            raise ValueError(f"{name}={value!r} must be {what} {least} {self.low:g}{upper}{none}.")
+
+
+LIMITS = {
+    "n_estimators": Limits(Integral, 1),
+    "latent_dim": Limits(Integral, 1, optional=True),
+    "beta": Limits(Real, 0),
+    "min_scale": Limits(Real, 0, open=True),
+    "n_mc": Limits(Integral, 1),
+    "max_steps": Limits(Integral, 1, optional=True),
+    "batch_size": Limits(Integral, 1),
+    "learning_rate": Limits(Real, 0, open=True),
+    "weight_decay": Limits(Real, 0),
+    "warmup": Limits(Real, 0, 1),
+    "patience": Limits(Real, 0),
+}
+
+
+def check_params(params: Mapping[str, Any]) -> None:
+    """ValueError with a sentence for the first parameter of a VAEDetector that can't be used."""
+    look_up("likelihood", params["likelihood"], {**LIKELIHOODS, "auto": None})
+    look_up("prior", params["prior"], PRIORS)
+    look_up("score", params["score_name"], SCORES)
+    look_up("threshold", params["threshold"], THRESHOLDS)
+    check_fpr(params["fpr"])
+    for name, limits in LIMITS.items():
+        limits.check(name, params[name])
+    hidden, categorical = params["hidden"], params["categorical_features"]
+    if any(not isinstance(width, Integral) or int(width) < 1 for width in hidden):
+        raise ValueError(f"hidden={hidden!r} must hold positive integers, the widths of the layers.")
+    if isinstance(categorical, str):
+        raise ValueError(f"categorical_features={categorical!r} must be a sequence of column names.")
+    find_device(params["device"])
+
+
+def find_device(name: str) -> torch.device:
+    """Device of this name, "auto" for the best there is; ValueError if this machine does not have it."""
+    if name != "auto":
+        try:
+            # A tensor that can be read back: "meta" is a device, too.
+            torch.zeros(1, device=name).item()
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError):
+            raise ValueError(f"device={name!r}: this machine has no such device. Use 'auto' or 'cpu'.") from None
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
