@@ -345,3 +345,11 @@ def test_a_schema_comes_back_from_json():
     new = mixed(20, seed=1).assign(empty=1.0, same=[3, 4] * 10, text="x", level=2.5, mode=["run", "never seen"] * 10)
     assert np.array_equal(copy.encode(new), schema.encode(new))
     pd.testing.assert_frame_equal(copy.decode(copy.encode(new)), schema.decode(schema.encode(new)))
+
+
+def test_decimal_commas_are_named_rather_than_ignored():
+    frame = pd.DataFrame({"flow": [1.0, 2.0, 3.0], "temp": ["20,5", None, "-3,25"]})
+    with pytest.raises(CellError, match=r"row 1, column 'temp': '20,5' has a decimal comma\. Write it with a point"):
+        Schema.infer(frame)
+    # A list of codes is none.
+    assert Schema.infer(frame.assign(temp=["a,b", "1,2", "x"])).columns[1].kind == "categorical"

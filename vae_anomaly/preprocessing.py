@@ -6,6 +6,7 @@ learn from. Encoded rows hold the reals first, then the binaries, then the one-h
 """
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,6 +31,8 @@ REMARKS = {
     "constant": "one and the same value in all training rows: any other value will count as unusual",
     "free text": "text that hardly repeats: ignored",
 }
+
+DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
 
 Encoded = NDArray[np.float32]
 
@@ -258,7 +261,16 @@ def _as_numbers(name: str, values: "pd.Series[Any]") -> NDArray[np.float64] | No
         row = int(np.flatnonzero(bad)[0])
         wrong = f"column {name!r}: {_shown(values.iloc[row])} is not a number."
         raise CellError(row, f"{wrong} Correct it, drop the column, or name it as categorical.")
+    _refuse_decimal_commas(name, values)
     return None
+
+
+def _refuse_decimal_commas(name: str, values: "pd.Series[Any]") -> None:
+    """Numbers such as 1,5 would pass as text that hardly repeats, and be ignored."""
+    found = np.flatnonzero([isinstance(value, str) and bool(DECIMAL_COMMA.fullmatch(value)) for value in values])
+    if len(found) > values.notna().sum() / 2:
+        row = int(found[0])
+        raise CellError(row, f"column {name!r}: {_shown(values.iloc[row])} has a decimal comma. Write it with a point.")
 
 
 def _parse(values: "pd.Series[Any]") -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
