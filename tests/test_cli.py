@@ -491,7 +491,7 @@ def test_inspect(model):
     result = run("inspect", model)
     for line in (
         "score",
-        "neg_log_px_z",
+        "novelty",
         "conformal",
         "calibration rows",
         "real",

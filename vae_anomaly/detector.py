@@ -51,7 +51,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         binary or categorical ones.
     prior : str, default="standard_normal"
         p(z), one of ``PRIORS``.
-    score_name : str, default="neg_log_px_z"
+    score_name : str, default="novelty"
         Score to detect with, one of ``SCORES``; higher is more anomalous.
     threshold : str, default="conformal"
         Rule from scores of held-out normal rows to a threshold, one of ``THRESHOLDS``.
@@ -123,7 +123,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         likelihood: str = "auto",
         prior: str = "standard_normal",
-        score_name: str = "neg_log_px_z",
+        score_name: str = "novelty",
         threshold: str = "conformal",
         fpr: float = 0.05,
         n_estimators: int = 4,
@@ -279,13 +279,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             "latent_dim": latent_dim,
             "mask_input": bool(torch.isnan(x[rest]).any()),
         }
+        folds = _folds(rest, generators[:-1])
+        self.architecture_["n_codes"] = min(folds[0].shape[1], MAX_REFERENCE_ROWS)
         members = [self._build(generator) for generator in generators[:-1]]
         for member, generator in zip(members, generators, strict=False):
             some = rest[torch.randint(len(rest), (member.prior.n_components,), generator=generator)]
             member.prior.start_from(x[some])
         self.ensemble_ = Ensemble(members).to(device)
         self.eps_ = torch.randn(self.n_mc, 1, latent_dim, generator=generators[-1])
-        train_rows, held_out_rows = _folds(rest, generators[:-1])
+        train_rows, held_out_rows = folds
         x = x.to(device)
         self.history_ = train(
             self.ensemble_,
@@ -325,6 +327,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             prior=self.prior,
             hidden=self.hidden,
             mask_input=self.architecture_["mask_input"],
+            n_codes=self.architecture_["n_codes"],
             generator=generator,
         )
 

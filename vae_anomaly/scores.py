@@ -21,10 +21,12 @@ __all__ = [
     "SCORES",
     "Score",
     "kl",
+    "latent_novelty",
     "mahalanobis",
     "neg_elbo",
     "neg_log_px",
     "neg_log_px_z",
+    "novelty",
     "reconstruction_error",
     "reconstruction_probability",
     "shares",
@@ -107,6 +109,40 @@ def mahalanobis(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return ((centred @ vae.code_precision) * centred).sum(dim=-1)
 
 
+def latent_novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    """Distance of the posterior mean from the nearest code of a training sample, each latent variable divided by its
+    spread over those codes.
+
+    The prior says little about where the codes of normal samples are; the codes themselves do.
+    """
+    here, codes = vae.encode(x).mean / vae.code_spread, vae.codes / vae.code_spread
+    squared: Tensor = here.square().sum(dim=-1, keepdim=True) - 2.0 * here @ codes.T + codes.square().sum(dim=-1)
+    # The floor keeps the gradient of the root finite where a code is met exactly.
+    return squared.amin(dim=-1).clamp(min=1e-12).sqrt()
+
+
+def novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    r"""Sum of two standardised scores: does the model explain the sample, and has it seen one like it.
+
+    These are ``neg_log_px_z`` and ``latent_novelty``.
+
+    Each is centred on its median over held-out normal samples and divided by their spread (interquartile range /
+    1.349), so that a unit is about a standard deviation of normal data. A sample off the manifold of normal data has a
+    high first term, one in a gap of the manifold a high second.
+    """
+    return _standardised(neg_log_px_z(vae, x, eps), vae.usual_neg_log_px_z) + _standardised(
+        latent_novelty(vae, x, eps), vae.usual_latent_novelty
+    )
+
+
+def _standardised(scores: Tensor, usual: Tensor) -> Tensor:
+    return (scores - usual[0]) / usual[1]
+
+
+def _novelty_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    return _neg_log_entries(vae, x, eps) / vae.usual_neg_log_px_z[1]
+
+
 def _squared_errors(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     missing = torch.isnan(x)
     error = (torch.where(missing, 0.0, x) - vae.decode(vae.encode(x).mean).mean).square()
@@ -174,24 +210,42 @@ def usual_entries(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dic
 
 
 def usual_codes(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
-    """Mean and inverse covariance of the posterior means of the training samples."""
+    """Posterior means of training samples, with their mean, spread and inverse covariance."""
     codes: Tensor = vae.encode(train).mean
     centred = codes - codes.mean(dim=0)
     covariance = centred.T @ centred / codes.shape[0]
     # A latent variable that the model does not use has next to no spread; without a floor it would decide the distance.
     ridge = 1e-3 * torch.eye(codes.shape[1], device=codes.device)
-    return {"code_mean": codes.mean(dim=0), "code_precision": torch.linalg.inv(covariance + ridge)}
+    return {
+        "code_mean": codes.mean(dim=0),
+        "code_precision": torch.linalg.inv(covariance + ridge),
+        "codes": codes[: vae.codes.shape[0]],
+        "code_spread": codes.std(dim=0, correction=0) + 1e-6,
+    }
 
 
 def usual_scores(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
-    """Mean score of held-out normal samples."""
-    return {"usual_neg_elbo": neg_elbo(vae, held_out, eps).mean()}
+    """Where the scores of held-out normal samples lie."""
+    return {
+        "usual_neg_elbo": neg_elbo(vae, held_out, eps).mean(),
+        "usual_neg_log_px_z": _middle_and_spread(neg_log_px_z(vae, held_out, eps)),
+        "usual_latent_novelty": _middle_and_spread(latent_novelty(vae, held_out, eps)),
+    }
+
+
+def _middle_and_spread(scores: Tensor) -> Tensor:
+    """Median, and the standard deviation of a normal distribution with the same interquartile range."""
+    # torch.quantile has no rule for vmap.
+    ordered, last = scores.sort().values, scores.shape[0] - 1
+    low, middle, high = (ordered[round(share * last)] for share in (0.25, 0.5, 0.75))
+    return torch.stack([middle, ((high - low) / 1.349).clamp(min=1e-6)])
 
 
 # What the end of `fit` fills into the buffers of a VAE, in this order: each step sees the buffers of the one before.
 REFERENCES = (usual_entries, usual_codes, usual_scores)
 
 SCORES: dict[str, Score] = {
+    "novelty": Score(novelty, _novelty_entries),
     "neg_log_px_z": Score(neg_log_px_z, _neg_log_entries, complete=True),
     "neg_elbo": Score(neg_elbo, _expected_neg_log_entries),
     "neg_log_px": Score(neg_log_px, _expected_neg_log_entries),
@@ -199,5 +253,6 @@ SCORES: dict[str, Score] = {
     "reconstruction_error": Score(reconstruction_error, _squared_errors, complete=True),
     "kl": Score(kl),
     "typicality": Score(typicality),
+    "latent_novelty": Score(latent_novelty),
     "mahalanobis": Score(mahalanobis),
 }

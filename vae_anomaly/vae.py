@@ -50,6 +50,9 @@ class VAE(nn.Module):
         Widths of the encoder's layers; the decoder mirrors them.
     mask_input : bool, default=False
         Show the encoder which entries are missing; worth its weights only where the training data have holes.
+    n_codes : int, default=1
+        How many codes of training samples the end of ``fit`` will leave here, for the scores that compare with them;
+        until then each is 0, the mean of the standard normal prior.
     generator : torch.Generator, optional
         Source of the initial weights; without one, torch's global generator.
 
@@ -72,6 +75,10 @@ class VAE(nn.Module):
     code_mean: Tensor
     code_precision: Tensor
     usual_neg_elbo: Tensor
+    codes: Tensor
+    code_spread: Tensor
+    usual_neg_log_px_z: Tensor
+    usual_latent_novelty: Tensor
 
     def __init__(
         self,
@@ -82,6 +89,7 @@ class VAE(nn.Module):
         prior: str | Prior = "standard_normal",
         hidden: Sequence[int] = (128, 128),
         mask_input: bool = False,
+        n_codes: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -100,9 +108,9 @@ class VAE(nn.Module):
             )
         # Not part of the model: whoever scores rows with holes sets it, training leaves it at 0.
         self.imputation_steps = 0
-        self._register_references()
+        self._register_references(n_codes)
 
-    def _register_references(self) -> None:
+    def _register_references(self, n_codes: int) -> None:
         """Buffers that the end of ``fit`` fills with what is usual for normal samples."""
         # What a missing entry contributes to log p(x | z): nothing while training; afterwards what the entry
         # contributes on average, so that a hole neither raises nor lowers a score.
@@ -110,7 +118,12 @@ class VAE(nn.Module):
         self.register_buffer("missing_error", torch.zeros(self.event_shape))
         self.register_buffer("code_mean", torch.zeros(self.latent_dim))
         self.register_buffer("code_precision", torch.eye(self.latent_dim))
+        self.register_buffer("codes", torch.zeros(n_codes, self.latent_dim))
+        self.register_buffer("code_spread", torch.ones(self.latent_dim))
         self.register_buffer("usual_neg_elbo", torch.zeros(()))
+        # Median and spread over held-out normal samples.
+        self.register_buffer("usual_neg_log_px_z", torch.tensor([0.0, 1.0]))
+        self.register_buffer("usual_latent_novelty", torch.tensor([0.0, 1.0]))
 
     def encode(self, x: Tensor) -> Distribution:
         """Posterior q(z | x), of batch shape (n_samples,) and event shape (latent_dim,)."""
