@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vae_anomaly.baselines import BASELINES, KNN, PCAReconstruction, baseline_scores
+from vae_anomaly.baselines import BASELINES, KNN, Mixture, PCAReconstruction, baseline_scores, describe
 
 
 @pytest.fixture
@@ -47,3 +47,26 @@ def test_pca_is_the_squared_distance_from_the_plane(rng):
     np.testing.assert_allclose(
         -detector.score_samples(train[:3] + steps[:, None] * normal), np.square(steps), rtol=1e-6, atol=1e-9
     )
+
+
+@pytest.mark.filterwarnings("ignore:n_neighbors")
+@pytest.mark.parametrize("n_rows", [2, 4, 15])
+@pytest.mark.parametrize("name", BASELINES)
+def test_fewer_rows_than_neighbours_or_components(name, n_rows, rng):
+    train = rng.normal(size=(n_rows, 3))
+    scores = baseline_scores(name, train, np.vstack([train, np.full((1, 3), 99.0)]))
+    assert np.isfinite(scores).all()
+    assert scores[-1] >= np.median(scores)
+
+
+def test_a_mixture_has_fewer_components_where_rows_are_few(rng):
+    n_components = [Mixture(4).fit(rng.normal(size=(n, 3))).mixture_.n_components for n in (2, 29, 30, 60, 500)]
+    assert n_components == [1, 1, 2, 4, 4]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_settings_are_told_in_one_line(name):
+    text = describe(name)
+    assert text.startswith(f"{type(BASELINES[name]()).__name__}(")
+    assert all(f"{parameter}=" in text for parameter in BASELINES[name]().get_params())
+    assert "\n" not in text

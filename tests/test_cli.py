@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from sklearn import metrics
 from tables import TINY, TINY_OPTIONS, labelled, mixed, read_predictions, run
 
 import vae_anomaly
+from vae_anomaly.baselines import BASELINES, baseline_scores
 from vae_anomaly.cli import VERBS, common
+from vae_anomaly.comparison import split_rows
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.scores import SCORES
 
@@ -554,6 +557,70 @@ def test_demo(monkeypatch):
     assert len(read_predictions(folder / "scores.csv")) == len(pd.read_csv(folder / "test.csv"))
 
 
+# compare -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """Folder and printed JSON of a comparison on two tables, one of them of text and with holes."""
+    folder = tmp_path_factory.mktemp("compare")
+    table = labelled(120, 20)
+    table[["anomaly", "flow", "pressure"]].to_csv(folder / "numbers.csv", index=False)
+    table.loc[3, "flow"] = np.nan
+    table.to_csv(folder / "mixed.csv", index=False)
+    result = run(
+        "compare", folder / "numbers.csv", folder / "mixed.csv", "--label", "anomaly", "-o", folder / "out", "--json",
+        "--max-steps", 30,
+    )  # fmt: skip
+    return folder / "out", json.loads(result.stdout), result.stderr
+
+
+def test_compare_writes_what_it_prints(comparison):
+    folder, printed, told = comparison
+    assert sorted(path.name for path in folder.iterdir()) == ["compare.csv", "compare.html", "compare.json"]
+    assert json.loads((folder / "compare.json").read_text()) == printed
+    table, page = pd.read_csv(folder / "compare.csv"), (folder / "compare.html").read_text()
+    assert len(table) == 2 * (1 + len(BASELINES))
+    for i, one in enumerate(printed["tables"]):
+        assert [detector["name"] for detector in one["detectors"]] == ["vae", *BASELINES]
+        assert [difference["name"] for difference in one["differences"]] == list(BASELINES)
+        assert (one["facts"]["Rows trained on"], one["facts"]["Normal rows tested"]) == (50, 50)
+        assert one["facts"]["Anomalies tested"] == 20
+        assert one["verdict"] in told
+        rows = table[table["data"] == one["data"]]
+        for detector, difference in zip(one["detectors"][1:], one["differences"], strict=True):
+            row = rows[rows["detector"] == detector["name"]].iloc[0]
+            assert row["roc_auc"] == pytest.approx(detector["roc_auc"]["value"])
+            assert row["roc_auc_difference_low"] == pytest.approx(difference["roc_auc"]["low"])
+        assert f"{Path(one['data']).name}</h2>" in page
+        assert i == 0 or "one_class_svm" in told
+    assert "://" not in re.sub(r'xmlns="[^"]*"', "", page)
+
+
+def test_compare_measures_what_python_measures(comparison):
+    _, printed, _ = comparison
+    table = pd.read_csv(printed["tables"][0]["data"])
+    X, y = table.drop(columns="anomaly"), table["anomaly"].to_numpy()
+    train, test = split_rows(y, 0)
+    area = metrics.roc_auc_score(y[test], baseline_scores("knn", X.iloc[train], X.iloc[test]))
+    assert printed["tables"][0]["detectors"][1]["roc_auc"]["value"] == pytest.approx(area)
+    detector = VAEDetector(max_steps=30).fit(X.iloc[train].reset_index(drop=True))
+    area = metrics.roc_auc_score(y[test], detector.anomaly_score(X.iloc[test]))
+    assert printed["tables"][0]["detectors"][0]["roc_auc"]["value"] == pytest.approx(area)
+
+
+def test_compare_with_chosen_baselines_and_fewer_rows():
+    result = run(
+        "compare", save(labelled(120, 20)), "--label", "anomaly", "--baseline", "knn", "--baseline", "lof",
+        "--max-rows", 60, "--max-steps", 10, "--json", "-q",
+    )  # fmt: skip
+    assert result.stderr == ""
+    (table,) = json.loads(result.stdout)["tables"]
+    assert [detector["name"] for detector in table["detectors"]] == ["vae", "knn", "lof"]
+    assert table["facts"]["Rows left out"] == 60
+    assert sorted(path.name for path in Path().iterdir()) == ["new.csv"]
+
+
 # Every verb ----------------------------------------------------------------------------------------------------------
 
 
@@ -565,6 +632,7 @@ def test_quiet_is_silent(model):
         ["calibrate", model, normal, "-o", "c.safetensors"],
         ["report", model, table, "--label", "anomaly", "-o", "out"],
         ["sample", model, "-o", "drawn.csv"],
+        ["compare", table, "--label", "anomaly", "-o", "compared", "--baseline", "knn", "--max-steps", 10],
     ):
         assert run(*arguments, "--quiet").output == "", arguments[0]
 

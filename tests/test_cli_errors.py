@@ -76,7 +76,7 @@ def fit_fails(exit_code, sentence, *options, data="new.csv"):
     ],
     ids=["empty", "header only", "not UTF-8", "duplicates", "ragged", "no header", "open quote", "binary"],
 )
-@pytest.mark.parametrize("verb", ["fit", "score", "calibrate", "report"])
+@pytest.mark.parametrize("verb", ["fit", "score", "calibrate", "report", "compare"])
 def test_tables_that_cannot_be_read(model, verb, content, sentence):
     write(content)
     options = {
@@ -84,6 +84,7 @@ def test_tables_that_cannot_be_read(model, verb, content, sentence):
         "score": [model, "new.csv", "-o", "out.csv"],
         "calibrate": [model, "new.csv", "-o", "out.safetensors"],
         "report": [model, "new.csv", "-o", "out", "--label", "anomaly"],
+        "compare": ["new.csv", "-o", "out", "--label", "anomaly"],
     }[verb]
     fails(DATA, sentence, verb, *options)
 
@@ -217,6 +218,72 @@ def test_report_without_labels(model):
         "labelled.csv",
         "-o",
         "out",
+    )
+
+
+COMPARE = ("compare", "new.csv", "--label", "anomaly", "--max-steps", 10, "-o", "out")
+
+
+def test_compare_without_labels():
+    fails(USAGE, "name the column that says which rows are normal with --label", "compare", "labelled.csv")
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [(0, "new.csv: A comparison needs labelled anomalies"), (1, "at least 4 normal rows, half of them to train on")],
+)
+def test_compare_with_one_class(label, sentence):
+    save(labelled().assign(anomaly=label))
+    fails(DATA, sentence, *COMPARE)
+
+
+def test_compare_names_the_cell_that_cannot_be_used():
+    """Rows are named by their place in the file, wherever the shuffle has put them."""
+    rows = labelled()
+    place = int(rows.index[rows["anomaly"] == 1][0])
+    rows.loc[place, "flow"] = np.inf
+    save(rows)
+    fails(DATA, f"new.csv, row {place + 1}, column 'flow'", *COMPARE)
+
+
+def test_compare_finds_a_bad_table_before_it_fits_a_good_one(monkeypatch):
+    monkeypatch.setattr(VAEDetector, "fit", None)
+    save(labelled().assign(anomaly=0))
+    fails(DATA, "new.csv: A comparison needs labelled anomalies", "compare", "labelled.csv", *COMPARE[1:])
+
+
+def test_compare_with_an_unknown_baseline():
+    fails(USAGE, "Unknown baseline 'nearest'. Choose from 'gaussian_mixture'", *COMPARE, "--baseline", "nearest")
+
+
+@pytest.mark.parametrize("name", ["compare.html", "compare.json", "compare.csv"])
+def test_no_file_of_an_existing_comparison_is_replaced_without_overwrite(name):
+    save(labelled())
+    Path("out").mkdir()
+    Path("out", name).write_text("mine")
+    fails(USAGE, f"out/{name}: the file exists. Add --overwrite", *COMPARE)
+    assert Path("out", name).read_text() == "mine"
+
+
+def test_compare_needs_a_folder():
+    save(labelled())
+    fails(USAGE, "-o new.csv: name a folder.", *COMPARE[:-1], "new.csv")
+    fails(USAGE, "the folder 'nowhere' does not exist", *COMPARE[:-1], "nowhere/out")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "Ctrl-C"])
+def test_no_file_of_a_comparison_is_touched_when_the_run_fails_midway(monkeypatch, error):
+    def failing(*args, **kwargs):
+        raise error
+
+    save(labelled())
+    Path("out").mkdir()
+    for name in ("compare.html", "compare.json", "compare.csv"):
+        Path("out", name).write_text("mine")
+    monkeypatch.setattr(pd.DataFrame, "to_csv", failing)
+    run(*COMPARE, "--baseline", "knn", "--overwrite", exit_code=1)
+    assert {path.name: path.read_text() for path in Path("out").iterdir()} == dict.fromkeys(
+        ("compare.html", "compare.json", "compare.csv"), "mine"
     )
 
 

@@ -47,9 +47,11 @@ TABLE = {
     "predictions": {"data", "errors"},
     # Evaluation.
     "metrics": {"errors"},
-    "report": {"report.charts", "report.render"},
+    "comparison": {"baselines", "errors", "metrics"},
+    "report": {"report.charts", "report.comparison", "report.render"},
     "report.formats": set(),
     "report.charts": {"metrics", "report.formats"},
+    "report.comparison": {"metrics", "report.charts", "report.formats", "report.render"},
     "report.render": {"atomic", "metrics", "report.charts", "report.formats"},
     # The lazy public names.
     "": {"data", "detector", "vae"},
@@ -60,6 +62,9 @@ TABLE = {
     "cli.score": {"atomic", "cli.common", "data.writers", "predictions"},
     "cli.calibrate": {"cli.common", "errors", "predictions"},
     "cli.report": {"", "atomic", "cli.common", "errors", "metrics", "predictions", "report"},
+    "cli.compare": {
+        "", "atomic", "cli.common", "comparison", "detector", "errors", "predictions", "report", "report.comparison",
+    },
     "cli.inspect": {"cli.common", "persistence"},
     "cli.sample": {"atomic", "cli.common", "data.writers"},
     "cli.demo": {"atomic", "baselines", "cli.common", "data.samples", "data.writers", "errors"},
@@ -68,7 +73,7 @@ TABLE = {
 TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training")
 FREE_OF_TORCH = (
     "errors", "atomic", "thresholds", "metrics", "report", "preprocessing", "persistence", "predictions", "data",
-    "data.samples", "baselines",
+    "data.samples", "baselines", "comparison",
 )  # fmt: skip
 
 FILES = {

@@ -8,7 +8,7 @@ from sklearn.metrics import auc, average_precision_score, f1_score, roc_auc_scor
 
 from vae_anomaly import metrics
 from vae_anomaly.errors import DataError
-from vae_anomaly.metrics import evaluate, pr_table, roc_table, to_json
+from vae_anomaly.metrics import area_difference, evaluate, pr_table, roc_table, to_json
 
 
 def sample(n_normal=80, n_anomalies=30, *, seed=0, ties=False):
@@ -194,3 +194,28 @@ def test_tables_give_the_rates_at_their_thresholds(ties):
     for recall, precision, threshold in list(zip(*pr.values(), strict=True))[:-1]:
         assert recall == pytest.approx(np.mean(scores[y == 1] >= threshold))
         assert precision == pytest.approx(np.mean(y[scores >= threshold]))
+
+
+def test_a_difference_has_the_resamples_of_the_evaluations(rng):
+    """Scores against ones that rank by chance, and against themselves."""
+    y = np.repeat([0, 1], [60, 20])
+    scores, others = y + rng.normal(size=80), rng.normal(size=80)
+    difference = area_difference(y, scores, others, seed=3)
+    first, second = (evaluate(y, some, 0.0, seed=3) for some in (scores, others))
+    for name in ("roc_auc", "average_precision"):
+        assert getattr(difference, name).value == getattr(first, name).value - getattr(second, name).value
+    against_itself = area_difference(y, scores, 2 * scores)
+    assert [(interval.low, interval.value, interval.high) for interval in against_itself] == [(0, 0, 0)] * 2
+    # All scores equal: an area of 1/2 in every resample, so the difference varies as the area does.
+    constant = area_difference(y, scores, np.zeros(80), seed=3).roc_auc
+    np.testing.assert_allclose(
+        [constant.low + 0.5, constant.high + 0.5], [first.roc_auc.low, first.roc_auc.high], rtol=1e-12
+    )
+
+
+def test_a_difference_turns_its_sign_with_the_scores(rng):
+    y = np.repeat([0, 1], [60, 20])
+    scores, others = y + rng.normal(size=80), 2 * y + rng.normal(size=80)
+    one, other = area_difference(y, scores, others).roc_auc, area_difference(y, others, scores).roc_auc
+    np.testing.assert_allclose([one.value, one.low, one.high], [-other.value, -other.high, -other.low], atol=1e-12)
+    assert area_difference(y, scores, others, n_resamples=0).roc_auc.low is None

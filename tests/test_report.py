@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from vae_anomaly.metrics import evaluate
+from vae_anomaly.comparison import PairedDifference, Result
+from vae_anomaly.metrics import Interval, evaluate
 from vae_anomaly.report import (
     charts,
     formats,
@@ -17,10 +18,12 @@ from vae_anomaly.report import (
     plot_roc,
     plot_score_histogram,
     plot_training,
+    render_comparison,
     render_report,
     to_svg,
     write_report,
 )
+from vae_anomaly.report.comparison import Compared
 
 HOSTILE = "</script></style><img src=x onerror=alert(1)>\"'&\x00\ud800"
 
@@ -252,3 +255,41 @@ def test_numbers(number, text):
 def test_figures_are_not_rounded_to_certainty():
     assert [formats.as_figure(value) for value in (0.5, 0.9996, 1)] == ["0.500", "0.9996", "1.000"]
     assert [formats.as_percent(value) for value in (0, 0.0004, 0.05)] == ["0\xa0%", "0.04\xa0%", "5.0\xa0%"]
+
+
+# Comparisons ---------------------------------------------------------------------------------------------------------
+
+
+def compared(text="pump.csv"):
+    area, wide = Interval(0.9, 0.85, 0.95, "bootstrap, 95 %"), Interval(0.5, None, None, "no interval")
+    results = [Result(name, text, area, wide, 1.5, 0.001, np.zeros(3)) for name in ("vae", "knn", "lof")]
+    differences = [
+        PairedDifference("knn", Interval(0.02, 0.01, 0.03, ""), Interval(0.1, None, None, "")),
+        PairedDifference("lof", Interval(-0.02, -0.03, -0.01, ""), Interval(-0.1, -0.2, 0.1, "")),
+    ]
+    return Compared(text, {text: text, "Rows": 1200}, results, differences, text)
+
+
+def test_foreign_text_in_a_comparison_stays_text():
+    pages = (
+        render_comparison([compared(text)] * 2, title=text, provenance={"command": text}) for text in ("plain", HOSTILE)
+    )
+    plain, hostile = map(Page, pages)
+    assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in plain.elements]
+    assert "onerror=alert(1)" in hostile.text
+    assert not hostile.open
+
+
+def test_a_comparison_needs_no_network_and_has_equal_bytes():
+    page = render_comparison([compared()], title="Pump 7")
+    assert page == render_comparison([compared()], title="Pump 7")
+    policy = next(a["content"] for t, a in Page(page).elements if t == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+    assert not [a for _, a in Page(page).elements if "src" in a or a.get("href", "#")[0] != "#"]
+
+
+def test_clear_differences_are_marked():
+    page = render_comparison([compared()], title="Pump 7")
+    assert re.findall(r'<span class="(\w*)">([+−.\d]+)</span>', page) == [
+        ("better", "+0.020"), ("", "+0.100"), ("worse", "−0.020"), ("", "−0.100"),
+    ]  # fmt: skip

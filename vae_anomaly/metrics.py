@@ -1,6 +1,6 @@
 """How well scores separate labelled anomalies from normal rows, each figure with its interval."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,10 +14,12 @@ from vae_anomaly.errors import DataError
 __all__ = [
     "Band",
     "Confusion",
+    "Difference",
     "Evaluation",
     "Interval",
     "PrecisionRecallCurve",
     "RocCurve",
+    "area_difference",
     "evaluate",
     "pr_table",
     "roc_table",
@@ -54,6 +56,13 @@ class Interval:
     low: float | None
     high: float | None
     method: str
+
+
+class Difference(NamedTuple):
+    """By how much the areas of some scores exceed those of others on the same rows."""
+
+    roc_auc: Interval
+    average_precision: Interval
 
 
 class RocCurve(NamedTuple):
@@ -203,17 +212,11 @@ def evaluate(
     threshold = float(threshold)
     if np.isnan(threshold):
         raise ValueError("The threshold is NaN. Give a number; rows with a score above it are flagged.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r} must lie between 0 and 1, such as 0.95.")
-    if n_resamples is None:
-        n_resamples = 1000 if len(labels) <= 20_000 else 200
-    if n_resamples < 0:
-        raise ValueError(f"n_resamples={n_resamples} must be 0 or more.")
+    n_resamples = _checked_resamples(n_resamples, confidence, len(labels))
 
     # The figures depend on the order of the scores alone; their ranks keep ties and are finite where a score is not.
     distinct, ranks = np.unique(values, return_inverse=True)
-    normals, anomalies = _counts(ranks[labels == 0], len(distinct)), _counts(ranks[labels == 1], len(distinct))
-    areas = np.array([_roc_auc(normals, anomalies), _average_precision(normals, anomalies)])
+    areas = _areas(labels, ranks)
     roc_auc, average_precision, band = _bootstrap(
         areas, labels, ranks, np.random.default_rng(seed), n_resamples, confidence
     )
@@ -242,6 +245,62 @@ def evaluate(
         f1=2 * tp / (2 * tp + fp + fn),
         notes=_notes(len(distinct), tn + fp, fn + tp, float(areas[0]), threshold, n_resamples),
     )
+
+
+def area_difference(
+    y: ArrayLike,
+    scores: ArrayLike,
+    reference: ArrayLike,
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int | None = None,
+) -> Difference:
+    """Areas of ``scores`` less those of ``reference``, with intervals from the same resamples of the rows for both.
+
+    Two detectors mostly find the same rows hard, so the interval of a difference is narrower than the intervals of the
+    two areas suggest. The resamples are those of :func:`evaluate` with the same seed.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        1 for an anomaly, 0 for normal.
+    scores, reference : array-like of shape (n_samples,)
+        Anomaly scores of two detectors. Higher is more anomalous.
+    seed, confidence, n_resamples
+        As of :func:`evaluate`.
+
+    Returns
+    -------
+    Difference
+
+    Raises
+    ------
+    ValueError, DataError
+        As of :func:`evaluate`.
+
+    Examples
+    --------
+    >>> y = np.repeat([0, 1], 50)
+    >>> noise = np.random.default_rng(0).normal(size=100)
+    >>> difference = area_difference(y, 3 * y + noise, y + noise)
+    >>> difference.roc_auc.low > 0
+    True
+    """
+    labels, values = _checked(y, scores)
+    labels, others = _checked(y, reference)
+    n_resamples = _checked_resamples(n_resamples, confidence, len(labels))
+    both = [np.unique(some, return_inverse=True)[1] for some in (values, others)]
+    value = _areas(labels, both[0]) - _areas(labels, both[1])
+    if not n_resamples:
+        return Difference(*(Interval(float(one), None, None, "no interval") for one in value))
+    first, second = (
+        np.array([_areas_of(*counts) for counts in _resamples(labels, ranks, np.random.default_rng(seed), n_resamples)])
+        for ranks in both
+    )
+    low, high = np.quantile(first - second, _tails(confidence), axis=0)
+    method = f"paired {_method(n_resamples, confidence)}"
+    return Difference(*(Interval(float(value[i]), float(low[i]), float(high[i]), method) for i in range(2)))
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -312,6 +371,17 @@ def _checked(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int8], Floats]
     return labels, values
 
 
+def _checked_resamples(n_resamples: int | None, confidence: float, n_rows: int) -> int:
+    """Number of resamples, once the confidence is known to be one."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} must lie between 0 and 1, such as 0.95.")
+    if n_resamples is None:
+        return 1000 if n_rows <= 20_000 else 200
+    if n_resamples < 0:
+        raise ValueError(f"n_resamples={n_resamples} must be 0 or more.")
+    return n_resamples
+
+
 def _counts(ranks: NDArray[np.intp], n_distinct: int) -> Counts:
     """How often each distinct score occurs."""
     return np.bincount(ranks, minlength=n_distinct).astype(np.int64)
@@ -331,6 +401,36 @@ def _average_precision(normals: Counts, anomalies: Counts) -> float:
     # A resample may lack the highest scores: nothing is flagged there, and no anomaly has such a score.
     precision = np.cumsum(caught) / np.maximum(flagged, 1)
     return float((caught * precision).sum() / caught.sum())
+
+
+def _areas_of(normals: Counts, anomalies: Counts) -> tuple[float, float]:
+    return _roc_auc(normals, anomalies), _average_precision(normals, anomalies)
+
+
+def _areas(labels: NDArray[np.int8], ranks: NDArray[np.intp]) -> Floats:
+    """ROC-AUC and average precision."""
+    n_distinct = int(ranks.max()) + 1
+    return np.array(_areas_of(_counts(ranks[labels == 0], n_distinct), _counts(ranks[labels == 1], n_distinct)))
+
+
+def _resamples(
+    labels: NDArray[np.int8], ranks: NDArray[np.intp], rng: np.random.Generator, n_resamples: int
+) -> Iterator[tuple[Counts, Counts]]:
+    """Counts at each distinct score of the rows drawn, by class. Which rows depends on labels and seed alone."""
+    n_distinct = int(ranks.max()) + 1
+    normal, anomalous = ranks[labels == 0], ranks[labels == 1]
+    for _ in range(n_resamples):
+        normals = _counts(normal[rng.integers(len(normal), size=len(normal))], n_distinct)
+        anomalies = _counts(anomalous[rng.integers(len(anomalous), size=len(anomalous))], n_distinct)
+        yield normals, anomalies
+
+
+def _tails(confidence: float) -> list[float]:
+    return [(1 - confidence) / 2, (1 + confidence) / 2]
+
+
+def _method(n_resamples: int, confidence: float) -> str:
+    return f"stratified bootstrap, {n_resamples} resamples, {100 * confidence:g} %"
 
 
 def _recall_at(normals: Counts, anomalies: Counts, grid: Floats) -> Floats:
@@ -353,23 +453,18 @@ def _bootstrap(
     if not n_resamples:
         none = "no interval"
         return Interval(roc_auc, None, None, none), Interval(average_precision, None, None, none), None
-    n_distinct = int(ranks.max()) + 1
-    normal, anomalous = ranks[labels == 0], ranks[labels == 1]
     grid = np.linspace(0, 1, 201)
     drawn = np.empty((n_resamples, 2))
     recalls = np.empty((n_resamples, len(grid)))
-    for i in range(n_resamples):
-        normals = _counts(normal[rng.integers(len(normal), size=len(normal))], n_distinct)
-        anomalies = _counts(anomalous[rng.integers(len(anomalous), size=len(anomalous))], n_distinct)
-        drawn[i] = _roc_auc(normals, anomalies), _average_precision(normals, anomalies)
+    for i, (normals, anomalies) in enumerate(_resamples(labels, ranks, rng, n_resamples)):
+        drawn[i] = _areas_of(normals, anomalies)
         recalls[i] = _recall_at(normals, anomalies, grid)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(drawn, tails, axis=0)
-    method = f"stratified bootstrap, {n_resamples} resamples, {100 * confidence:g} %"
+    low, high = np.quantile(drawn, _tails(confidence), axis=0)
+    method = _method(n_resamples, confidence)
     return (
         Interval(roc_auc, float(low[0]), float(high[0]), method),
         Interval(average_precision, float(low[1]), float(high[1]), method),
-        Band(grid, *np.quantile(recalls, tails, axis=0)),
+        Band(grid, *np.quantile(recalls, _tails(confidence), axis=0)),
     )
 
 

@@ -18,6 +18,7 @@ VERBS = {
     "score": "Score new rows and flag the anomalies.",
     "calibrate": "Set the threshold anew from more normal rows.",
     "report": "Write ROC and precision-recall figures for labelled rows.",
+    "compare": "Compare with the usual detectors on labelled rows.",
     "inspect": "Show what a model file holds.",
     "sample": "Draw new rows from a model.",
     "demo": "Run fit, score and report on bundled data.",

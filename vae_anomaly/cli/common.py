@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 REGISTRIES = {
+    "baseline": ("baselines", "BASELINES"),
     "likelihood": ("likelihoods", "LIKELIHOODS"),
     "prior": ("priors", "PRIORS"),
     "score": ("scores", "SCORES"),
@@ -27,7 +28,7 @@ REGISTRIES = {
 
 
 def registry(what: str) -> dict[str, Any]:
-    """Registry of likelihoods, priors, scores or thresholds."""
+    """Registry of baselines, likelihoods, priors, scores or thresholds."""
     from importlib import import_module
 
     module, name = REGISTRIES[what]

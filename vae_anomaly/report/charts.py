@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from vae_anomaly.metrics import Evaluation
+from vae_anomaly.metrics import Evaluation, Interval
 from vae_anomaly.report.formats import as_figure, as_number
 
-__all__ = ["plot_precision_recall", "plot_roc", "plot_score_histogram", "plot_training", "to_svg"]
+__all__ = ["plot_intervals", "plot_precision_recall", "plot_roc", "plot_score_histogram", "plot_training", "to_svg"]
 
 Floats = NDArray[np.float64]
 
@@ -223,6 +223,46 @@ def plot_training(history: Mapping[str, ArrayLike], ax: Axes | None = None, *, q
     ax.set(xlabel="epoch", ylabel=labels[quantity])
     if drawn:
         _legend(ax)
+    return ax
+
+
+def plot_intervals(figures: Mapping[str, Interval], what: str, ax: Axes | None = None) -> Axes:
+    """One figure for each of several detectors, with its interval; the first one is what the others compare with.
+
+    Parameters
+    ----------
+    figures : mapping of str to Interval
+        From top to bottom; none without a value.
+    what : str
+        Name of the figure.
+    ax : matplotlib Axes, optional
+        Where to draw; a figure of its own is made when left out.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> ax = plot_intervals({"vae": Interval(0.9, 0.8, 0.95, ""), "knn": Interval(0.7, 0.6, 0.8, "")}, "ROC-AUC")
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['vae', 'knn']
+    """
+    ax = _new_axes((4.6, 0.7 + 0.3 * len(figures))) if ax is None else ax
+    for place, interval in enumerate(figures.values()):
+        assert interval.value is not None
+        colour = ANOMALY if place == 0 else NORMAL
+        if interval.low is not None and interval.high is not None:
+            ax.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
+        if place == 0:
+            ax.axvline(interval.value, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        # clip_on: half of a mark at 1 would be cut off otherwise.
+        ax.plot([interval.value], [place], "o", color=colour, markersize=6, clip_on=False)
+    ax.set_yticks(range(len(figures)), list(figures))
+    ax.set_ylim(len(figures) - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel(what)
     return ax
 
 

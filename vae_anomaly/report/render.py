@@ -19,7 +19,7 @@ from vae_anomaly.metrics import Evaluation, Interval
 from vae_anomaly.report.charts import plot_precision_recall, plot_roc, plot_score_histogram, plot_training, to_svg
 from vae_anomaly.report.formats import as_figure, as_number, as_numbers, as_percent, as_text, as_value, is_finite
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["render_page", "render_report", "write_report"]
 
 # Together they keep the page under 2 MB whatever the data hold.
 MAX_ROWS = 50
@@ -69,26 +69,12 @@ def render_report(
     >>> "<h1>Pump &lt;7&gt;</h1>" in page
     True
     """
-    folder = files("vae_anomaly.report")
-    css, script, template = (
-        (folder / name).read_text("utf-8") for name in ("report.css", "report.js", "template.html")
-    )
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
     # A style of the user's own must not change the page.
     with style.context("default"):
         charts, training = _charts(evaluation), _training(history)
-    return environment.from_string(template).render(
+    return render_page(
+        "template.html",
         title=as_text(title, MAX_NAME),
-        # The policy lets this one script run and no other.
-        script_hash=Markup("sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
-        style=Markup(css),
-        script=Markup(script),
         verdict=_verdict(evaluation, asked_fpr),
         notes=evaluation.notes,
         cards=_cards(evaluation, asked_fpr),
@@ -104,6 +90,26 @@ def render_report(
             ("Recall, precision, false-alarm rate", evaluation.recall.method),
         ],
         provenance=_facts(provenance),
+    )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Page of a template in this folder, with the style and the script of the report inside."""
+    folder = files("vae_anomaly.report")
+    css, script, text = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js", template))
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.from_string(text).render(
+        # The policy lets this one script run and no other.
+        script_hash=Markup("sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
+        style=Markup(css),
+        script=Markup(script),
+        **values,
     )
 
 

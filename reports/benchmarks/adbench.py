@@ -1,0 +1,359 @@
+"""The default detector and three usual ones on ADBench's tables: ROC-AUC, average precision and time.
+
+    python reports/benchmarks/adbench.py --data FOLDER --seeds 0 1 2
+    python reports/benchmarks/adbench.py --data FOLDER --seeds 0 1 2 --set beta=0.5 --only cardio
+    python reports/benchmarks/adbench.py --table --published published.csv
+
+FOLDER holds .npz files with arrays X and y (1 for an anomaly). Protocol B: the normal rows are shuffled with the seed;
+the first half trains, the other half and every anomaly test; sets over 50,000 rows are subsampled after the shuffle.
+Baselines get columns standardised on the training rows.
+
+Each run adds one JSON line to --runs; what stands there already is not run again. --table runs nothing and turns these
+lines into a Markdown file beside them. A CSV of published figures in percent has columns dataset, method, auc_roc and
+auc_pr.
+"""
+
+import argparse
+import ast
+import csv
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from vae_anomaly import VAEDetector, __version__
+from vae_anomaly.baselines import make_baseline
+from vae_anomaly.comparison import split_rows
+from vae_anomaly.errors import CalibrationWarning
+
+HERE = Path(__file__).parent
+MAX_ROWS = 50_000
+BASELINES = ("knn", "lof", "isolation_forest")
+DEFAULT = "default"
+
+
+class Task(NamedTuple):
+    """One line of the runs."""
+
+    dataset: str
+    seed: int
+    method: str
+    variant: str
+
+
+def protocol_b(path: Path, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training rows, test rows and test labels."""
+    with np.load(path) as file:
+        X, y = file["X"].astype(float), file["y"].ravel().astype(int)
+    train, test = split_rows(y, seed, max_rows=MAX_ROWS)
+    return X[train], X[test], y[test]
+
+
+PROTOCOLS = {"B": protocol_b}
+
+
+def measure(task: Task, overrides: dict[str, Any], split: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """Figures of one detector on one split."""
+    train, test, y = split
+    score: Callable[[np.ndarray], np.ndarray]
+    started = time.perf_counter()
+    if task.method == "vae":
+        with warnings.catch_warnings():
+            # Nothing is flagged here, so too few rows for a threshold are enough.
+            warnings.simplefilter("ignore", CalibrationWarning)
+            score = VAEDetector(**overrides).fit(train).anomaly_score
+    else:
+        baseline = make_baseline(task.method).fit(train)
+
+        def score(X: np.ndarray) -> np.ndarray:
+            return -baseline.score_samples(X)
+
+    fitted = time.perf_counter()
+    scores = score(test)
+    scored = time.perf_counter()
+    return {
+        **task._asdict(),
+        "roc_auc": float(roc_auc_score(y, scores)),
+        "average_precision": float(average_precision_score(y, scores)),
+        "fit_seconds": round(fitted - started, 4),
+        "score_seconds": round(scored - fitted, 4),
+        "n_train": len(train),
+        "n_test": len(test),
+        "d": train.shape[1],
+        "versions": {
+            "vae_anomaly": __version__,
+            "torch": torch.__version__,
+            "scikit-learn": sklearn.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": {"machine": platform.machine(), "cpus": os.cpu_count()},
+    }
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Lines of the runs; one that an interrupted run left unfinished does not count."""
+    runs = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            runs.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return runs
+
+
+def key(run: dict[str, Any]) -> Task:
+    """What a line is about."""
+    return Task(*(run[name] for name in Task._fields))
+
+
+def append(path: Path, run: dict[str, Any]) -> None:
+    """Add a line, on a line of its own even after an unfinished one."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(run).encode() + b"\n")
+
+
+def run_all(arguments: argparse.Namespace) -> int:
+    """Do what is left to do; the number of runs made."""
+    overrides = dict(arguments.set)
+    variant = ", ".join(f"{name}={value!r}" for name, value in sorted(overrides.items())) or DEFAULT
+    files = [
+        path
+        for path in sorted(arguments.data.glob("*.npz"))
+        if not arguments.only or any(part in path.stem for part in arguments.only)
+    ]
+    if not files:
+        raise SystemExit(f"--data {arguments.data}: there is no such .npz file.")
+    # Overrides concern the VAE alone, so the baselines are the same in all variants.
+    methods = [*((name, DEFAULT) for name in BASELINES), ("vae", variant)]
+    tasks = {path: [Task(path.stem, seed, *method) for seed in arguments.seeds for method in methods] for path in files}
+    done = {key(run) for run in read_runs(arguments.runs)}
+    left = {path: [task for task in some if task not in done] for path, some in tasks.items()}
+    n_all, n_left = (sum(map(len, some.values())) for some in (tasks, left))
+    print(f"{n_all - n_left} of {n_all} runs are there, {n_left} are left.")
+    started, n_made = time.perf_counter(), 0
+    for path, task, split in _splits(left, PROTOCOLS[arguments.protocol]):
+        run = measure(task, overrides if task.method == "vae" else {}, split)
+        append(arguments.runs, run)
+        n_made += 1
+        print(
+            f"{path.stem}, seed {task.seed}, {task.method}: {100 * run['roc_auc']:.1f} / "
+            f"{100 * run['average_precision']:.1f}; {n_left - n_made} left, {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
+    return n_made
+
+
+def _splits(
+    left: dict[Path, list[Task]], split: Callable[[Path, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> Iterator[tuple[Path, Task, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """The tasks with their rows; rows are split once for all tasks of one seed."""
+    for path, tasks in left.items():
+        for seed in dict.fromkeys(task.seed for task in tasks):
+            rows = split(path, seed)
+            for task in tasks:
+                if task.seed == seed:
+                    yield path, task, rows
+
+
+def table(runs: Sequence[dict[str, Any]], published: Sequence[dict[str, str]]) -> str:
+    """The runs as a Markdown page."""
+    names = {key(run): _method(run) for run in runs}
+    methods = sorted(set(names.values()), key=_order)
+    figures: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        figures.setdefault((run["dataset"], names[key(run)]), []).append(run)
+    datasets = sorted({run["dataset"] for run in runs}, key=str.lower)
+    whole = [name for name in datasets if all((name, method) in figures for method in methods)]
+
+    def mean(dataset: str, method: str, what: str) -> float | None:
+        some = figures.get((dataset, method))
+        return 100 * fmean(run[what] for run in some) if some else None
+
+    said = {(line["dataset"], line["method"]): line for line in published}
+    others = sorted({method for dataset, method in said if dataset in datasets})
+    seeds = sorted({run["seed"] for run in runs})
+    lines = [
+        "# ADBench, protocol B",
+        "",
+        f"{len(datasets)} sets, seeds {', '.join(map(str, seeds))}; percent, means over the seeds.",
+        "The normal rows are shuffled; the first half trains, the other half and every anomaly test (`adbench.py`).",
+        f"Overall means are over the {len(whole)} sets that all methods ran on.",
+        *_provenance(runs),
+        "",
+        *_summary(methods, whole, figures, mean),
+    ]
+    for what, column, heading in (
+        ("roc_auc", "auc_roc", "ROC-AUC"),
+        ("average_precision", "auc_pr", "Average precision"),
+    ):
+        columns: list[dict[str, float | None]] = [
+            {dataset: mean(dataset, method, what) for dataset in datasets} for method in methods
+        ]
+        columns += [
+            {dataset: _number(said.get((dataset, method), {}).get(column)) for dataset in datasets} for method in others
+        ]
+        lines += ["", f"## {heading}", ""]
+        if others:
+            lines += [
+                "Columns in italics are published figures, not re-run here; a star marks a mean over fewer sets.",
+                "",
+            ]
+        lines += _lines(["set", *methods, *(f"*{method}*" for method in others)])
+        lines += [_line([dataset, *(_shown(values[dataset]) for values in columns)]) for dataset in datasets]
+        if whole:
+            lines.append(_line(["**mean**", *(_overall([values[dataset] for dataset in whole]) for values in columns)]))
+    return "\n".join(lines) + "\n"
+
+
+def _summary(
+    methods: Sequence[str],
+    whole: Sequence[str],
+    figures: dict[tuple[str, str], list[dict[str, Any]]],
+    mean: Callable[[str, str, str], float | None],
+) -> list[str]:
+    """One line for each method, over the sets that all of them ran on."""
+    if not whole:
+        return ["No set was run with all methods yet."]
+    lines = _lines(
+        [
+            "method",
+            "ROC-AUC",
+            "average precision",
+            "SD over seeds",
+            "sets won against knn",
+            "largest loss against the better of knn and isolation_forest",
+            "fit, s",
+            "score, s",
+        ]
+    )
+    for method in methods:
+        roc = {dataset: mean(dataset, method, "roc_auc") or 0.0 for dataset in whole}
+        precision = fmean(mean(dataset, method, "average_precision") or 0.0 for dataset in whole)
+        spreads = [
+            100 * stdev(run["roc_auc"] for run in figures[dataset, method])
+            for dataset in whole
+            if len(figures[dataset, method]) > 1
+        ]
+        rivals = [name for name in ("knn", "isolation_forest") if name in methods and name != method]
+        loss, lost = (
+            min(
+                (roc[dataset] - max(mean(dataset, rival, "roc_auc") or 0.0 for rival in rivals), dataset)
+                for dataset in whole
+            )
+            if rivals
+            else (0.0, "")
+        )
+        won = sum(roc[dataset] > (mean(dataset, "knn", "roc_auc") or 0.0) for dataset in whole)
+        lines.append(
+            _line(
+                [
+                    method,
+                    f"{fmean(roc.values()):.2f}",
+                    f"{precision:.2f}",
+                    f"{fmean(spreads):.2f}" if spreads else "-",
+                    "-" if method == "knn" or "knn" not in methods else f"{won} of {len(whole)}",
+                    f"{loss:+.1f} ({lost})" if loss < 0 else "-",
+                    *(
+                        f"{fmean(run[name] for dataset in whole for run in figures[dataset, method]):.2f}"
+                        for name in ("fit_seconds", "score_seconds")
+                    ),
+                ]
+            )
+        )
+    return lines
+
+
+def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Versions and machines, each once."""
+    said = {
+        ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        + f"; {run['machine']['machine']}, {run['machine']['cpus']} CPUs"
+        for run in runs
+    }
+    return [f"{text}." for text in sorted(said)]
+
+
+def _method(run: dict[str, Any]) -> str:
+    return run["method"] if run["variant"] == DEFAULT else f"{run['method']} ({run['variant']})"
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (len(BASELINES) if name in BASELINES else 0) + (BASELINES.index(name) if name in BASELINES else 0), name
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _overall(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"**{fmean(known):.1f}**{'' if len(known) == len(values) else ' *'}" if known else "-"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _lines(heading: Sequence[str]) -> list[str]:
+    return [_line(heading), "|---" * len(heading) + "|"]
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Name and value of a parameter; what is no Python literal is text."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text}: write name=value.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of .npz files")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="B")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", metavar="SUBSTR", help="sets whose name holds one of these")
+    parser.add_argument("--set", type=setting, nargs="+", default=[], metavar="NAME=VALUE", help="detector parameters")
+    parser.add_argument("--runs", type=Path, default=HERE / "adbench.jsonl")
+    parser.add_argument("--published", type=Path, metavar="CSV")
+    parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
+    arguments = parser.parse_args(argv)
+    if arguments.table:
+        published = []
+        if arguments.published:
+            with arguments.published.open(newline="", encoding="utf-8") as file:
+                published = list(csv.DictReader(file))
+        runs = read_runs(arguments.runs)
+        if not runs:
+            raise SystemExit(f"{arguments.runs} holds no runs yet.")
+        target = arguments.runs.with_suffix(".md")
+        target.write_text(table(runs, published), encoding="utf-8")
+        print(f"Wrote {target}.")
+        return
+    if arguments.data is None:
+        parser.error("--data is needed, the folder of the .npz files")
+    run_all(arguments)
+
+
+if __name__ == "__main__":
+    main()
