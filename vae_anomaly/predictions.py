@@ -113,7 +113,7 @@ def _table(
     table["threshold"] = np.where(scorable, detector.threshold_, np.nan)
     table["is_anomaly"] = pd.array(np.where(scorable, scores > detector.threshold_, 0), dtype="Int64")
     table.loc[~scorable, "is_anomaly"] = pd.NA
-    table["top_features"], table["top_contributions"] = _top_texts(detector, named, scorable, n_top)
+    table["top_features"], table["top_contributions"] = _top_texts(detector, X, scorable, n_top)
     for name in score_names:
         table[name] = np.where(scorable, detector.anomaly_score(named, score_name=name), np.nan)
     return table

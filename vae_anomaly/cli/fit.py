@@ -86,9 +86,6 @@ def command(
         delimiter=delimiter,
         text_columns=categorical,
     )
-    unknown = [name for name in categorical if name not in table.X.columns]
-    if unknown:
-        raise click.UsageError(f"--categorical {unknown[0]}: {table.name} has no such column.")
     normal = _normal(table)
     detector = _fit(normal, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
     notes = {"data": table.name, "left_out_columns": list(table.dropped), "id": id_column}
