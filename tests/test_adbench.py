@@ -52,7 +52,8 @@ def test_a_line_for_each_set_seed_and_method(runs):
         assert line["n_train"] + line["n_test"] == 90
         assert line["d"] == {"1_one": 3, "2_two": 2}[line["dataset"]]
         assert set(line["versions"]) == {"vae_anomaly", "torch", "scikit-learn", "numpy"}
-        assert set(line["machine"]) == {"machine", "cpus"}
+        assert set(line["machine"]) == {"machine", "cpus", "threads"}
+        assert ("false_positive_rate" in line) == (line["method"] == "vae")
 
 
 def test_what_is_there_is_not_run_again(adbench, folder, runs, capsys):
@@ -90,6 +91,34 @@ def test_protocol_b_tests_no_row_that_trains(adbench, folder):
     assert {*map(tuple, train), *map(tuple, test)} == {*map(tuple, X)}
     assert {*map(tuple, test[y == 1])} == {*map(tuple, X[labels == 1])}
     assert len(train) == (labels == 0).sum() // 2
+
+
+def test_further_scores_come_from_the_same_fit(adbench, folder, tmp_path):
+    runs = tmp_path / "runs.jsonl"
+    arguments = ["--data", str(folder), "--only", "one", "--scores", "kl", "neg_elbo", "--runs", str(runs), *FAST]
+    adbench.main(arguments)
+    lines = [run for run in adbench.read_runs(runs) if run["method"] == "vae"]
+    assert [line["variant"].rpartition(", ")[2] for line in lines] == [
+        "n_estimators=1",
+        "score_name='kl'",
+        "score_name='neg_elbo'",
+    ]
+    assert len({line["fit_seconds"] for line in lines}) == 1
+    assert len({line["roc_auc"] for line in lines}) > 1
+
+
+def test_contamination_moves_anomalies_to_the_training_rows(adbench, folder, tmp_path):
+    clean, dirty = (adbench.protocol_b(folder / "1_one.npz", 3, share) for share in (0.0, 0.1))
+    n_moved = len(dirty[0]) - len(clean[0])
+    assert n_moved == round(len(clean[0]) / 9)
+    assert dirty[2].sum() == clean[2].sum() - n_moved
+    assert not {*map(tuple, dirty[0])} & {*map(tuple, dirty[1])}
+    runs = tmp_path / "runs.jsonl"
+    for share in ("0", "0.1"):
+        adbench.main(["--data", str(folder), "--only", "one", "--contamination", share, "--runs", str(runs), *FAST])
+    assert len(adbench.read_runs(runs)) == 8
+    adbench.main(["--table", "--runs", str(runs)])
+    assert "| knn, 10% contaminated |" in runs.with_suffix(".md").read_text()
 
 
 def test_table(adbench, runs, tmp_path, capsys):
