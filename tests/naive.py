@@ -124,12 +124,15 @@ class AdamW:
 
 
 def train_one(vae, x, held_out, plan, generator, steps_per_check):
-    """Train one VAE; the held-out ELBO of every check, and the weights of the best one."""
+    """Train one VAE; the held-out ELBO of every check, and the weights of the best one.
+
+    Which is best is decided without the tenth of the rows that is rated lowest.
+    """
     held_out_eps = torch.randn(plan.n_mc_held_out, vae.latent_dim, generator=generator)[:, None]
     optimizer = AdamW(vae.parameters(), plan.weight_decay)
     batch_size = min(plan.batch_size, len(x))
     limit = plan.max_grad_norm * math.prod(vae.event_shape)
-    elbos, best, queue = [], None, []
+    elbos, trimmed, best, queue = [], [], None, []
     for step in range(plan.n_steps):
         if not queue:
             order = torch.randperm(len(x), generator=generator)
@@ -143,7 +146,10 @@ def train_one(vae, x, held_out, plan, generator, steps_per_check):
         clipped = [gradient * min(1.0, limit / (norm + 1e-6)) for gradient in gradients]
         optimizer.step(clipped, one_cycle(step, plan.n_steps, plan.learning_rate))
         if (step + 1) % steps_per_check == 0 or step + 1 == plan.n_steps:
-            elbos.append(float(vae.elbo(held_out, held_out_eps, plan.beta).mean().detach()))
-            if elbos[-1] == max(elbos):
+            rows = sorted(vae.elbo(held_out, held_out_eps, plan.beta).tolist())
+            elbos.append(sum(rows) / len(rows))
+            usual = rows[len(rows) // 10 :]
+            trimmed.append(sum(usual) / len(usual))
+            if trimmed[-1] == max(trimmed):
                 best = copy.deepcopy(vae.state_dict())
     return np.array(elbos), best

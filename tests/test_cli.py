@@ -66,7 +66,7 @@ def test_fit_says_what_it_did():
     result = run("fit", save(mixed()), "-o", "m.safetensors", *TINY_OPTIONS)
     assert result.stdout == ""
     assert "Fitted on 200 normal rows." in result.stderr
-    assert "at most 5 % of normal rows flagged on average (conformal, 40 calibration rows)" in result.stderr
+    assert "about 5 % of normal rows flagged on average (conformal, 80 rows scored out of fold)" in result.stderr
     assert "Wrote m.safetensors." in result.stderr
 
 
@@ -105,7 +105,7 @@ def test_defaults_of_the_command_are_those_of_the_detector():
     defaults = VAEDetector().get_params() | {"hidden": ",".join(map(str, VAEDetector().hidden))}
     options = {param.name: param for param in importlib.import_module("vae_anomaly.cli.fit").command.params}
     for name in ("fpr", "threshold", "score_name", "likelihood", "prior", "n_estimators", "hidden", "beta", "min_scale",
-                 "batch_size", "learning_rate", "random_state", "device"):  # fmt: skip
+                 "learning_rate", "robust", "rank_share", "random_state", "device"):  # fmt: skip
         assert options[name].default == defaults[name], name
 
 
@@ -152,7 +152,7 @@ def test_fit_prints_json():
         "model", "rows", "normal_rows", "anomalies_left_out", "unlabelled_left_out", "trained_on", "calibrated_on",
         "threshold", "fpr", "active_units", "notes",
     }  # fmt: skip
-    assert (summary["rows"], summary["trained_on"], summary["calibrated_on"]) == (200, 160, 40)
+    assert (summary["rows"], summary["trained_on"], summary["calibrated_on"]) == (200, 200, 80)
     assert summary["threshold"] == load("m.safetensors").threshold_
 
 

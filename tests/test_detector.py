@@ -7,13 +7,15 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 from tables import TINY, holed, mixed, numbers
 
-from vae_anomaly.detector import SCORING_BATCH, VAEDetector, load
+from vae_anomaly.detector import SCORING_BATCH, VAEDetector, _generator, load
 from vae_anomaly.errors import CalibrationWarning, DataError, PosteriorCollapseWarning
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import SCORES
+from vae_anomaly.splitting import rows_to_fit
 from vae_anomaly.thresholds import THRESHOLDS
 
 
@@ -228,9 +230,9 @@ def test_holes_neither_raise_nor_lower_scores(name, trained_with_holes):
     assert low < np.median(punched) < high
 
 
-def test_calibration_rows_do_not_shape_the_schema():
+def test_rows_set_aside_do_not_shape_the_schema():
     """A row with a value of its own is trained on (its value is known) or calibrates (its value is new)."""
-    X = mixed(100).assign(mode=["odd"] + ["idle", "run", "wash"] * 33)
+    X = mixed(2000).assign(mode=["odd", *(["idle", "run", "wash"] * 667)[:1999]])
     known = [
         "odd" in VAEDetector(**{**TINY, "random_state": seed}).fit(X).schema_.columns[list(X).index("mode")].values
         for seed in range(20)
@@ -253,6 +255,18 @@ def test_the_further_off_a_value_the_higher_its_score(detector):
     assert all(one <= other for one, other in itertools.pairwise(scores))
 
 
+def test_robust_fits_do_not_learn_the_anomalies_among_the_training_rows():
+    rng = np.random.default_rng(0)
+    cluster = rng.normal(6.0, 0.3, size=(60, 4))
+    X, new = np.vstack([numbers(400), cluster[:20]]), numbers(200, seed=1)
+    areas = []
+    for robust in (0.0, 0.1):
+        detector = VAEDetector(max_steps=400, n_estimators=2, hidden=(32,), robust=robust).fit(X)
+        scores = detector.anomaly_score(np.vstack([new, cluster[20:]]))
+        areas.append(roc_auc_score(np.repeat([0, 1], [200, 40]), scores))
+    assert areas[1] > areas[0] + 0.1
+
+
 # Calibration ---------------------------------------------------------------------------------------------------------
 
 
@@ -265,7 +279,7 @@ def test_calibration_moves_the_threshold_and_not_the_scores(threshold):
     assert detector.offset_ > before
     assert np.array_equal(detector.score_samples(X), scores)
     assert len(detector.calibration_scores_) == 500
-    assert detector.threshold_rule_ == {"name": threshold, "fpr": 0.2}
+    assert detector.threshold_rule_ == {"name": threshold, "fpr": 0.2, "out_of_fold": False}
 
 
 def test_calibration_can_change_the_rule():
@@ -276,18 +290,47 @@ def test_calibration_can_change_the_rule():
     assert np.array_equal(detector.calibration_scores_, np.sort(scores))
 
 
-def test_held_out_rows_are_not_trained_on():
-    X = numbers(300)
+def test_rows_set_aside_calibrate():
+    X = numbers(2000)
     detector = VAEDetector(**TINY).fit(X)
-    assert detector.n_rows_ == {"train": 240, "calibration": 60}
+    assert detector.n_rows_ == {"train": 1600, "calibration": 400}
     scores = np.sort(detector.anomaly_score(X))
     assert np.isin(detector.calibration_scores_, scores).all()
+
+
+def test_every_row_of_a_small_table_is_calibrated_by_the_member_that_did_not_see_it():
+    X = numbers(300)
+    detector = VAEDetector(**{**TINY, "n_estimators": 6}).fit(X)
+    assert detector.n_rows_ == {"train": 300, "calibration": 300}
+    order = torch.randperm(300, generator=_generator(0, 6)).numpy()
+    found = []
+    for member, vae in enumerate(detector.ensemble_.members()):
+        fold = torch.from_numpy(detector.schema_.encode(pd.DataFrame(X[order[50 * member : 50 * (member + 1)]])))
+        # None of the rows that the member keeps to compare with is of its own fold.
+        assert torch.cdist(fold, vae.exemplars).min() > 1e-4
+        found.append(SCORES["novelty"].function(vae, fold, detector.eps_).detach().numpy())
+    np.testing.assert_allclose(detector.calibration_scores_, np.sort(np.concatenate(found)), rtol=1e-4, atol=1e-5)
+
+
+def test_realised_false_alarm_rate_of_small_tables():
+    """Every row is calibrated by one member and scored by all, so the rate errs to the safe side, if at all."""
+    n_fits, n_new, fpr = 16, 400, 0.1
+    rates = []
+    for seed in range(n_fits):
+        rng = np.random.default_rng(2000 + seed)
+        mixing = rng.normal(size=(2, 4))
+        rows = rng.normal(size=(180 + n_new, 2)) @ mixing + 0.2 * rng.normal(size=(180 + n_new, 4))
+        options = {**TINY, "n_estimators": 6, "max_steps": 100}
+        detector = VAEDetector(**options, fpr=fpr, random_state=seed).fit(rows[:180])
+        rates.append((detector.predict(rows[180:]) == -1).mean())
+    # Standard error of the mean: about 0.007 (180 calibration rows and 400 new ones a fit).
+    assert 0.5 * fpr < np.mean(rates) < fpr + 0.02
 
 
 @pytest.mark.parametrize(("fpr", "needed"), [(0.05, 19), (0.01, 99), (0.001, 999)])
 def test_too_few_rows_to_calibrate(fpr, needed):
     X = numbers(30)
-    with pytest.warns(CalibrationWarning, match=f"fpr={fpr} needs at least {needed} calibration rows, and 30 rows"):
+    with pytest.warns(CalibrationWarning, match=f"fpr={fpr} needs at least {needed} calibration rows, and these 30"):
         detector = VAEDetector(**TINY, fpr=fpr).fit(X)
     assert detector.threshold_ == math.inf
     assert (detector.predict(X * 1e6) == 1).all()
@@ -297,7 +340,7 @@ def test_too_few_rows_to_calibrate(fpr, needed):
 
 
 def test_enough_rows_make_no_warning(recwarn):
-    VAEDetector(**TINY).fit(numbers(38))
+    VAEDetector(**TINY).fit(numbers(rows_to_fit(19, TINY["n_estimators"])))
     assert not [warning for warning in recwarn if warning.category is CalibrationWarning]
 
 

@@ -22,6 +22,7 @@ TABLE = {
     "likelihoods": set(),
     "priors": set(),
     "baselines": set(),
+    "splitting": set(),
     # The torch layer.
     "vae": {"errors", "likelihoods", "nets", "priors"},
     "ensemble": {"vae"},
@@ -41,8 +42,8 @@ TABLE = {
     "parameters": {"errors", "likelihoods", "priors", "scores", "thresholds"},
     "model_state": {"", "parameters", "persistence", "ensemble", "preprocessing", "thresholds", "training", "errors"},
     "detector": {
-        "ensemble", "errors", "likelihoods", "model_state", "parameters", "preprocessing", "scores", "thresholds",
-        "training", "vae",
+        "ensemble", "errors", "likelihoods", "model_state", "parameters", "preprocessing", "scores", "splitting",
+        "thresholds", "training", "vae",
     },
     "predictions": {"data", "errors"},
     # Evaluation.

@@ -95,7 +95,7 @@ def test_a_calibration_is_saved(detector, path, tmp_path):
     copy.save(tmp_path / "again.safetensors")
     again = load(tmp_path / "again.safetensors")
     assert again.threshold_ == copy.threshold_ != detector.threshold_
-    assert again.threshold_rule_ == {"name": "quantile", "fpr": 0.1}
+    assert again.threshold_rule_ == {"name": "quantile", "fpr": 0.1, "out_of_fold": False}
 
 
 @pytest.mark.filterwarnings("ignore::vae_anomaly.errors.CalibrationWarning")

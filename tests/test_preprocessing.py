@@ -295,6 +295,53 @@ def test_decoding_undoes_encoding():
     np.testing.assert_allclose(decoded["pressure"], frame["pressure"], atol=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.33, 0.9])
+@pytest.mark.parametrize("draw", ["lognormal", "poisson", "tied"])
+def test_ranks_bend_a_column_and_keep_its_order(draw, share):
+    rng = np.random.default_rng(0)
+    values = {
+        "lognormal": np.exp(2.0 * rng.normal(size=2000)),
+        "poisson": rng.poisson(3.0, size=2000).astype(float),
+        "tied": np.where(rng.random(2000) < 0.9, 0.0, rng.normal(size=2000)),
+    }[draw]
+    schema = Schema.infer(pd.DataFrame({"v": values}), rank_share=share)
+    entries = schema.encode(pd.DataFrame({"v": values})).ravel().astype(float)
+    assert entries.mean() == pytest.approx(0.0, abs=0.02)
+    assert entries.std() == pytest.approx(1.0, abs=0.02)
+    beyond = np.concatenate([[-100.0], np.sort(values), [values.max() + 1.0, 1e4]])
+    image = schema.encode(pd.DataFrame({"v": beyond})).ravel().astype(float)
+    assert (np.diff(image)[np.diff(beyond) > 1e-3] > 0.0).all()
+    back = schema.decode(image[:, None])["v"].to_numpy()
+    np.testing.assert_allclose(back, beyond, rtol=1e-3, atol=1e-3)
+
+
+def test_a_bent_column_is_a_weighted_sum_of_value_and_rank():
+    values = np.array([0.0, 1.0, 2.0, 3.0, 100.0])
+    entries = encoded(values, values, rank_share=0.5).ravel()
+    standard = (values - values.mean()) / values.std()
+    ranks = (np.arange(5) - 2.0) / np.sqrt(2.0)
+    expected = standard + ranks
+    np.testing.assert_allclose(entries, expected / expected.std(), rtol=1e-5)
+
+
+def test_ranks_tell_apart_what_an_outlier_presses_together():
+    values = np.append(np.arange(100.0), 1e6)
+    plain, bent = (np.ptp(encoded(values, values[:100], rank_share=share)) for share in (0.0, 0.33))
+    assert plain < 0.01
+    assert bent > 0.5
+
+
+def test_only_standard_scaling_is_bent():
+    values = [0.0, 1.0, 2.0, 8.0]
+    assert encoded(values, values, scaling="unit", rank_share=0.5).ravel().tolist() == [0.0, 0.125, 0.25, 1.0]
+
+
+def test_resolution_of_a_coarse_column_is_its_usual_step():
+    coarse = np.repeat([1.0, 2.0, 3.0, 4.0, 9.0], 20)
+    assert column(coarse).resolution == pytest.approx(1.0 / coarse.std())
+    assert column(np.random.default_rng(0).normal(size=100)).resolution == 0.0
+
+
 @pytest.mark.parametrize("kinds", ["numbers", "categories"])
 @pytest.mark.parametrize("scaling", ["standard", "unit"])
 def test_decoding_undoes_encoding_for_every_kind_of_likelihood(kinds, scaling):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial import distance
+from sklearn.metrics.pairwise import nan_euclidean_distances
 
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks
 from vae_anomaly.priors import PRIORS
@@ -282,12 +283,52 @@ def test_a_hole_neither_raises_nor_lowers_the_mean_score(name, make_vae, x, eps)
 
 
 def test_code_statistics_are_those_of_numpy(make_vae, generator, eps):
-    vae, x = make_vae((D,), LATENT), torch.randn(200, D, generator=generator)
+    vae, x = make_vae((D,), LATENT, n_codes=200), torch.randn(200, D, generator=generator)
     buffers = filled(vae, x, eps)
     codes = vae.encode(x).mean.detach().double().numpy()
     np.testing.assert_allclose(buffers["code_mean"], codes.mean(axis=0), rtol=1e-5, atol=1e-6)
     precision = np.linalg.inv(np.cov(codes.T, bias=True) + 1e-3 * np.eye(LATENT))
     np.testing.assert_allclose(buffers["code_precision"], precision, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_nearest_neighbour_is_that_of_scikit_learn(holes, make_vae, generator, eps):
+    vae = make_vae((D,), LATENT, n_codes=40)
+    train, x = torch.randn(40, D, generator=generator), torch.randn(30, D, generator=generator)
+    filled(vae, train, eps)
+    if holes:
+        # The row without any value has no distance.
+        x = with_holes(x)[torch.arange(30) != 5]
+    expected = nan_euclidean_distances(x.numpy(), train.numpy()).min(axis=1)
+    found = SCORES["nearest_neighbour"].function(vae, x, eps).detach()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_nearest_neighbour_of_a_kept_sample_is_itself(make_vae, x, eps):
+    vae = make_vae((D,), LATENT, n_codes=len(x))
+    filled(vae, x, eps)
+    assert (SCORES["nearest_neighbour"].function(vae, x, eps) < 1e-6).all()
+
+
+def test_the_least_likely_samples_are_not_kept(make_vae, generator, eps):
+    vae, x = make_vae((D,), LATENT, n_codes=90), torch.randn(100, D, generator=generator)
+    x[::10] += 100.0
+    buffers = filled(vae, x, eps)
+    assert torch.equal(buffers["exemplars"], x[torch.arange(100) % 10 != 0])
+    torch.testing.assert_close(buffers["codes"], vae.encode(buffers["exemplars"]).mean.detach())
+
+
+def test_novelty_adds_standardised_scores(make_vae, x, generator, eps):
+    vae = make_vae((D,), LATENT, n_codes=len(x))
+    new = torch.randn(64, D, generator=generator)
+    filled(vae, x, eps)
+    expected = torch.zeros(64)
+    for name in ("neg_log_px_z", "nearest_neighbour"):
+        usual, scores = (SCORES[name].function(vae, rows, eps).detach() for rows in (x, new))
+        middle = usual.sort().values[len(x) // 2]
+        excess = (usual - middle).clamp(min=0.0).sum() / (len(x) // 2)
+        expected += (scores - middle) / excess.clamp(min=1e-6)
+    torch.testing.assert_close(SCORES["novelty"].function(vae, new, eps).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_usual_neg_elbo_is_the_mean(make_vae, x, eps):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import naive
 import numpy as np
@@ -59,6 +60,8 @@ def run(make_vae, x, plan, *members, **options):
 @pytest.mark.parametrize("prior", ["standard_normal", "vamp"])
 def test_ensemble_of_one_learns_as_the_plain_loop_does(prior, plan, make_vae, x):
     """The same order of rows, noise, warm-up, clipping, AdamW, one-cycle rates and choice of the best check."""
+    # The plain loop never stops before its last step.
+    plan = replace(plan, patience=2.0)
     ensemble, history = run(make_vae, x, plan, 0, prior=prior)
     (rows,), (held_out,) = rows_of(0)
     vae = make_vae((D,), LATENT, dtype=x.dtype, prior=prior)
@@ -100,26 +103,39 @@ def held_out_elbo(ensemble, x, plan, *members):
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.3])
-def test_each_member_keeps_the_weights_of_its_best_check(beta, make_vae, x):
+def test_the_weights_of_the_best_check_are_kept(beta, make_vae, x):
     plan = Plan(300, batch_size=16, learning_rate=3e-2, beta=beta, patience=1.0)
     ensemble, history = run(make_vae, x, plan, 0, 1, 2)
-    np.testing.assert_array_equal(history.best, history.val_elbo.argmax(axis=0))
-    np.testing.assert_allclose(held_out_elbo(ensemble, x, plan, 0, 1, 2), history.val_elbo.max(axis=0), rtol=1e-6)
+    kept = history.val_elbo[history.best]
+    np.testing.assert_allclose(held_out_elbo(ensemble, x, plan, 0, 1, 2), kept, rtol=1e-6)
 
 
-def test_a_member_stops_when_it_gets_no_better(make_vae, x):
+def unlike(make_vae, x, n_members=2):
     """Held-out rows unlike the rows trained on: the more is learned of these, the worse those are rated."""
-    plan = Plan(1000, batch_size=N_TRAIN, learning_rate=1e-2, warmup=0.0, patience=0.2)
-    members = [make_vae((D,), LATENT, seed=member, dtype=x.dtype) for member in range(2)]
-    ensemble = Ensemble(members)
+    ensemble = Ensemble([make_vae((D,), LATENT, seed=member, dtype=x.dtype) for member in range(n_members)])
     rows = torch.arange(200)
-    train_rows, held_out_rows = rows[:N_TRAIN].expand(2, -1), rows[N_TRAIN:].expand(2, -1)
+    train_rows, held_out_rows = rows[:N_TRAIN].expand(n_members, -1), rows[N_TRAIN:].expand(n_members, -1)
     x[N_TRAIN:] = 10.0 + 10.0 * x[N_TRAIN:].flip(dims=(1,))
-    history = train(ensemble, x, train_rows, held_out_rows, plan, [generator_of(0), generator_of(1)])
-    # A fifth of 1000 steps is eight checks of 25 steps without a better one; the run lasts as long as its last member.
-    assert len(history.val_elbo) == history.best.max() + 1 + 8 < 1000 / MIN_STEPS_PER_CHECK
-    for member, best in enumerate(history.best):
-        assert best == history.val_elbo[: best + 1 + 8, member].argmax()
+    return ensemble, train_rows, held_out_rows, [generator_of(member) for member in range(n_members)]
+
+
+def test_training_stops_when_it_gets_no_better(make_vae, x):
+    plan = Plan(1000, batch_size=N_TRAIN, learning_rate=1e-2, warmup=0.0, patience=0.2)
+    ensemble, train_rows, held_out_rows, generators = unlike(make_vae, x)
+    history = train(ensemble, x, train_rows, held_out_rows, plan, generators)
+    # A fifth of 1000 steps is eight checks of 25 steps without a better one.
+    assert len(history.val_elbo) == history.best + 1 + 8 < 1000 / MIN_STEPS_PER_CHECK
+    assert history.val_elbo[history.best].mean() > history.val_elbo[-1].mean()
+
+
+def test_one_extreme_row_does_not_end_training(make_vae, x):
+    """Its rating falls from the first check on, while all others rise."""
+    plan = Plan(300, batch_size=16, learning_rate=1e-2, patience=1.0)
+    _, usual = run(make_vae, x, plan, 0, 1)
+    x[rows_of(0, 1)[1][0, 0]] = 300.0
+    _, history = run(make_vae, x, plan, 0, 1)
+    assert history.val_elbo.mean(axis=1).argmax() < usual.best / 2
+    assert history.best > usual.best / 2
 
 
 def test_history_has_a_row_for_each_check(make_vae, x):

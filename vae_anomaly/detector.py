@@ -21,7 +21,8 @@ from vae_anomaly.errors import CalibrationWarning, CellError, DataError, Posteri
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
 from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.preprocessing import Schema
-from vae_anomaly.scores import REFERENCES, SCORES, Score, shares
+from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, shares
+from vae_anomaly.splitting import Split, rows_to_fit, split_rows
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr, p_values
 from vae_anomaly.training import OnCheck, Plan, active_units, train
 from vae_anomaly.vae import VAE
@@ -31,10 +32,11 @@ __all__ = ["VAEDetector", "load"]
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
 SCORING_BATCH = 512
-# Rows that the references (latent covariance, usual scores) are computed from.
+# Rows that the references (samples to compare with, latent covariance, usual scores) are computed from.
 MAX_REFERENCE_ROWS = 5000
-MAX_CALIBRATION_ROWS = 10_000
 MAX_LATENT_DIM = 128
+# Wide rows in large batches make a step take long, and no fewer steps.
+MAX_BATCH_ENTRIES = 150_000
 # Passes that fill the holes of a row before it is scored; measured: 10 do what 30 do, 3 do not.
 IMPUTATION_STEPS = 10
 
@@ -57,28 +59,36 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Rule from scores of held-out normal rows to a threshold, one of ``THRESHOLDS``.
     fpr : float, default=0.05
         Allowed false-positive rate: the share of new normal rows that may be flagged.
-    n_estimators : int, default=4
+    n_estimators : int, default=6
         Members of the ensemble; their scores are averaged.
     latent_dim : int, optional
         Number of latent variables; by default as many as encoded columns, at most 128.
-    hidden : tuple of int, default=(128, 128)
+    hidden : tuple of int, default=(96, 96)
         Widths of the encoder's layers; the decoder mirrors them.
     beta : float, default=1.0
         Weight of the KL term in training.
     min_scale : float, default=0.05
-        Floor under the likelihood's scales, in standard deviations of a column.
+        Floor under the likelihood's scales, in standard deviations of a column. Where a column's values are rounded so
+        coarsely that most of them repeat, the floor is at least half a step from one value to the next.
     n_mc : int, default=16
         Draws of z for the scores that need them.
     max_steps : int, optional
         Optimiser steps; by default 1500, more for more rows, up to 6000.
-    batch_size : int, default=256
-    learning_rate : float, default=3e-3
+    batch_size : int, optional
+        By default 256, and fewer (64 at least) where rows have more than some 600 encoded columns.
+    learning_rate : float, default=4e-3
         Peak of the one-cycle schedule.
     weight_decay : float, default=1e-4
     warmup : float, default=0.1
         Share of the steps over which the KL term is phased in.
     patience : float, default=0.3
-        Share of the steps without a better held-out ELBO after which a member stops.
+        Share of the steps without a better held-out ELBO after which training stops.
+    robust : float, default=0.0
+        Share of the training rows that may be anomalies, below 0.5: so many of the least likely rows are left out of
+        each step, and of the rows to compare with. Costs some accuracy where all rows are normal.
+    rank_share : float, default=0.33
+        Weight of a value's rank beside its standardised value, from 0 to below 1: with 0 a column is standardised
+        and no more, towards 1 its values are spread evenly.
     categorical_features : sequence of str, default=()
         Columns to take as categories although they hold numbers.
     device : str, default="auto"
@@ -101,7 +111,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     usual_shares_ : ndarray of shape (n_features,)
         Mean of :meth:`explain` over held-out normal rows.
     n_rows_ : dict
-        Rows trained on and rows held out for calibration.
+        Rows trained on and rows that calibrate; of fewer than 2,000 rows, these are the same ones.
+    threshold_rule_ : dict
+        Name and ``fpr`` of the rule behind the threshold, and whether its scores are out of fold.
     notes_ : dict
         Plain data that the model file carries along.
     n_features_in_ : int
@@ -126,18 +138,20 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         score_name: str = "novelty",
         threshold: str = "conformal",
         fpr: float = 0.05,
-        n_estimators: int = 4,
+        n_estimators: int = 6,
         latent_dim: int | None = None,
-        hidden: tuple[int, ...] = (128, 128),
+        hidden: tuple[int, ...] = (96, 96),
         beta: float = 1.0,
         min_scale: float = 0.05,
         n_mc: int = 16,
         max_steps: int | None = None,
-        batch_size: int = 256,
-        learning_rate: float = 3e-3,
+        batch_size: int | None = None,
+        learning_rate: float = 4e-3,
         weight_decay: float = 1e-4,
         warmup: float = 0.1,
         patience: float = 0.3,
+        robust: float = 0.0,
+        rank_share: float = 0.33,
         categorical_features: tuple[str, ...] = (),
         device: str = "auto",
         random_state: Any = 0,
@@ -159,6 +173,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.patience = patience
+        self.robust = robust
+        self.rank_share = rank_share
         self.categorical_features = categorical_features
         self.device = device
         self.random_state = random_state
@@ -173,7 +189,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any = None, *, on_check: OnCheck | None = None) -> Self:
         """Learn from normal data.
 
-        A part of the rows is held out and never trained on: the threshold is computed from their scores.
+        The threshold is computed from scores of rows by members that did not train on them. Of 2,000 rows or more,
+        some are set aside for that; of fewer, each member leaves out a fold of its own, so that every row is trained
+        on [1]_.
 
         Parameters
         ----------
@@ -191,6 +209,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             If a parameter can't be used.
         TrainingError
             If a loss is not finite.
+
+        References
+        ----------
+        .. [1] Barber, Candes, Ramdas and Tibshirani, "Predictive inference with the jackknife+", 2021,
+           https://arxiv.org/abs/1905.02928
         """
         check_params(self.get_params())
         frame = self._frame(X, reset=True)
@@ -198,17 +221,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_categorical(frame)
         self.seed_ = self._seed()
         generators = [_generator(self.seed_, member) for member in range(self.n_estimators + 1)]
-        n_calibration, enough = self._n_calibration(len(frame))
-        order = torch.randperm(len(frame), generator=generators[-1])
-        rest, calibration = order[n_calibration:], order[:n_calibration]
-        self.schema_ = self._infer_schema(frame, np.sort(rest.numpy()))
+        split = self._split(len(frame), generators)
+        self.schema_ = self._infer_schema(frame, split.fitted)
         encoded = self.schema_.encode(frame)
         self.fingerprint_ = hashlib.sha256(encoded.tobytes()).hexdigest()
-        self._train(torch.from_numpy(encoded), rest, generators, on_check)
-        self.n_rows_ = {"train": len(rest), "calibration": n_calibration}
-        held_out = encoded[calibration.numpy()]
-        self._set_threshold(self._scores(held_out, SCORES[self.score_name]), self.threshold, self.fpr, strict=enough)
-        self.usual_shares_ = self._shares(held_out[:MAX_REFERENCE_ROWS]).mean(axis=0)
+        self._train(torch.from_numpy(encoded), split, generators, on_check)
+        self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
+        scores = self._calibration_map(SCORES[self.score_name].function, encoded, split)
+        scores[np.isnan(encoded[split.calibration]).all(axis=1)] = np.nan
+        self._set_threshold(scores, self.threshold, self.fpr, strict=split.enough, out_of_fold=split.aside is None)
+        self.usual_shares_ = self._usual_shares(encoded, split)
         self.notes_: dict[str, Any] = {}
         return self
 
@@ -226,7 +248,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         kind = LIKELIHOODS["mixed" if self.likelihood == "auto" else self.likelihood]
         try:
             return Schema.infer(
-                frame.iloc[rows], kinds=kind.columns, scaling=kind.scaling, categorical=self.categorical_features
+                frame.iloc[rows],
+                kinds=kind.columns,
+                scaling=kind.scaling,
+                categorical=self.categorical_features,
+                rank_share=self.rank_share,
             )
         except CellError as error:
             raise CellError(int(rows[error.row]), error.detail) from None
@@ -254,63 +280,57 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         )
         return pd.DataFrame(array, columns=[f"x{index}" for index in range(array.shape[1])])
 
-    def _n_calibration(self, n_rows: int) -> tuple[int, bool]:
-        """How many rows to hold out for the threshold, and whether these keep the promise."""
+    def _split(self, n_rows: int, generators: list[torch.Generator]) -> Split:
+        """Which rows each member trains on, and which rows the threshold is computed from."""
         needed = THRESHOLDS[self.threshold].rows_needed(self.fpr)
-        fifth = min(math.ceil(0.2 * n_rows), MAX_CALIBRATION_ROWS)
-        if needed <= n_rows // 2:
-            return max(fifth, needed), True
-        warnings.warn(
-            f"fpr={self.fpr} needs at least {needed} calibration rows, and {n_rows} rows can spare only {n_rows // 2}. "
-            f"No row will be flagged until calibrate() gets {needed} normal rows. Or fit on at least {2 * needed} "
-            "rows, or raise fpr.",
-            CalibrationWarning,
-            stacklevel=3,
-        )
-        return max(fifth, 1), False
+        split = split_rows(n_rows, needed, generators)
+        if not split.enough:
+            warnings.warn(
+                f"fpr={self.fpr} needs at least {needed} calibration rows, and these {n_rows} rows can't give them. "
+                f"No row will be flagged until calibrate() gets {needed} normal rows. Or fit on at least "
+                f"{rows_to_fit(needed, self.n_estimators)} rows, or raise fpr.",
+                CalibrationWarning,
+                stacklevel=3,
+            )
+        return split
 
     def _train(
-        self, x: torch.Tensor, rest: torch.Tensor, generators: list[torch.Generator], on_check: OnCheck | None
+        self, x: torch.Tensor, split: Split, generators: list[torch.Generator], on_check: OnCheck | None
     ) -> None:
         device = find_device(self.device)
         latent_dim = int(self.latent_dim or min(max(x.shape[1], 2), MAX_LATENT_DIM))
+        rest = torch.from_numpy(split.fitted)
         self.architecture_: dict[str, Any] = {
             "n_entries": x.shape[1],
             "latent_dim": latent_dim,
             "mask_input": bool(torch.isnan(x[rest]).any()),
+            "n_codes": max(1, round((1.0 - self.robust) * min(split.train.shape[1], MAX_REFERENCE_ROWS))),
         }
-        folds = _folds(rest, generators[:-1])
-        self.architecture_["n_codes"] = min(folds[0].shape[1], MAX_REFERENCE_ROWS)
         members = [self._build(generator) for generator in generators[:-1]]
         for member, generator in zip(members, generators, strict=False):
             some = rest[torch.randint(len(rest), (member.prior.n_components,), generator=generator)]
             member.prior.start_from(x[some])
         self.ensemble_ = Ensemble(members).to(device)
         self.eps_ = torch.randn(self.n_mc, 1, latent_dim, generator=generators[-1])
-        train_rows, held_out_rows = folds
-        x = x.to(device)
-        self.history_ = train(
-            self.ensemble_,
-            x,
-            train_rows.to(device),
-            held_out_rows.to(device),
-            self._plan(train_rows.shape[1]),
-            generators[:-1],
-            on_check,
-        )
+        x, train_rows, held_out_rows = x.to(device), split.train.to(device), split.held_out.to(device)
+        plan = self._plan(train_rows.shape[1])
+        self.history_ = train(self.ensemble_, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
         self._fill_references(x[train_rows[:, :MAX_REFERENCE_ROWS]], x[held_out_rows[:, :MAX_REFERENCE_ROWS]])
 
     def _plan(self, n_rows: int) -> Plan:
-        steps_per_epoch = max(1, n_rows // self.batch_size)
+        affordable = MAX_BATCH_ENTRIES // self.architecture_["n_entries"]
+        batch_size = int(self.batch_size or min(256, max(64, affordable)))
+        steps_per_epoch = max(1, n_rows // batch_size)
         n_steps = int(self.max_steps or min(max(1500, 5 * steps_per_epoch), 6000))
         return Plan(
             n_steps,
-            batch_size=int(self.batch_size),
+            batch_size=batch_size,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             beta=self.beta,
             warmup=self.warmup,
             patience=self.patience,
+            robust=self.robust,
         )
 
     def _build(self, generator: torch.Generator | None) -> VAE:
@@ -319,7 +339,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         blocks = Blocks(*self.schema_.block_sizes())
         kind = "gaussian" if blocks.n_binary == 0 and not blocks.categories else "mixed"
         name = kind if self.likelihood == "auto" else self.likelihood
-        likelihood: Likelihood = LIKELIHOODS[name](shape, blocks, min_scale=self.min_scale)
+        likelihood: Likelihood = LIKELIHOODS[name](shape, blocks, min_scale=self._floors(name))
         return VAE(
             shape,
             self.architecture_["latent_dim"],
@@ -331,12 +351,27 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             generator=generator,
         )
 
+    def _floors(self, likelihood: str) -> float | list[float]:
+        """Floor under the scale of each real entry.
+
+        A value that was rounded is not known to less than half a step, whatever the decoder thinks.
+        """
+        steps = self.schema_.resolutions()
+        if likelihood == "gaussian_shared" or not steps.any():
+            return self.min_scale
+        floors: list[float] = np.clip(0.5 * steps, self.min_scale, max(1.0, self.min_scale)).tolist()
+        return floors
+
     @torch.no_grad()
     def _fill_references(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
         ensemble, eps = self.ensemble_, self.eps_.to(train_x.device)
         ensemble.skeleton.imputation_steps = IMPUTATION_STEPS if self.architecture_["mask_input"] else 0
         for fill in REFERENCES:
             ensemble.buffers.update(ensemble.map(fill, train_x, held_out_x, eps, in_dims=(0, 0, None)))
+        for name in AVERAGED:
+            # A fold of a small table says little about where scores usually lie; all folds together say more.
+            usual = ensemble.buffers[name]
+            ensemble.buffers[name] = usual.mean(dim=0, keepdim=True).expand_as(usual).contiguous()
         self.active_units_ = ensemble.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
         if (self.active_units_ == 0).any():
             warnings.warn(
@@ -346,13 +381,32 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 stacklevel=4,
             )
 
-    def _set_threshold(self, scores: Floats, threshold: str, fpr: float, *, strict: bool) -> None:
+    def _calibration_map(
+        self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32], split: Split
+    ) -> Floats:
+        """``function`` of the calibration rows, each by the members that did not see it."""
+        if split.aside is not None:
+            return self._map_rows(function, encoded[split.aside])
+        folds = encoded[split.held_out.numpy()]
+        steps = IMPUTATION_STEPS if np.isnan(folds).any() else 0
+        results = self._map_blocks(function, folds, imputation_steps=steps)
+        return results[: split.n_folds].reshape(-1, *results.shape[2:])
+
+    def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
+        few = split.first(MAX_REFERENCE_ROWS)
+        entries = self._calibration_map(self._share_function(SCORES[self.score_name]), encoded, few)
+        usual: Floats = self.schema_.fold(entries).mean(axis=0)
+        return usual
+
+    def _set_threshold(
+        self, scores: Floats, threshold: str, fpr: float, *, strict: bool, out_of_fold: bool = False
+    ) -> None:
         # Everything that may fail comes before the first change of state.
         scores = np.sort(scores[~np.isnan(scores)])
         rule = look_up("threshold", threshold, THRESHOLDS)
         value = rule.function(scores, check_fpr(fpr)) if strict else math.inf
         self.calibration_scores_, self.threshold_, self.offset_ = scores, value, -value
-        self.threshold_rule_: dict[str, Any] = {"name": threshold, "fpr": float(fpr)}
+        self.threshold_rule_: dict[str, Any] = {"name": threshold, "fpr": float(fpr), "out_of_fold": out_of_fold}
 
     def calibrate(self, X: Any, *, threshold: str | None = None, fpr: float | None = None) -> Self:
         """New threshold from further normal data; the weights stay as they are.
@@ -453,13 +507,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         scores[np.isnan(encoded).all(axis=1)] = np.nan
         return scores
 
-    def _shares(self, encoded: NDArray[np.float32], score: Score | None = None) -> Floats:
-        chosen = score or SCORES[self.score_name]
+    def _shares(self, encoded: NDArray[np.float32], score: Score) -> Floats:
+        return self.schema_.fold(self._map_rows(self._share_function(score), encoded))
 
+    def _share_function(self, score: Score) -> Callable[..., torch.Tensor]:
         def function(vae: VAE, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-            return shares(chosen, vae, x, eps)
+            return shares(score, vae, x, eps)
 
-        return self.schema_.fold(self._map_rows(function, encoded))
+        return function
 
     def _map_rows(self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32]) -> Floats:
         """``function`` of every row, mean over the members."""
@@ -477,18 +532,26 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _map_blocks(
         self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32], *, imputation_steps: int
     ) -> Floats:
+        """``function`` of every row of ``encoded``, mean over the members.
+
+        Rows of each member's own, of shape (n_estimators, n_rows, n_entries), get one result from each.
+        """
         device = self.ensemble_.device
         eps = self.eps_.to(device)
         results = []
         self.ensemble_.skeleton.imputation_steps = imputation_steps
-        for start in range(0, len(encoded), SCORING_BATCH):
-            block = encoded[start : start + SCORING_BATCH]
-            padded = np.zeros((SCORING_BATCH, encoded.shape[1]), dtype=np.float32)
-            padded[: len(block)] = block
+        shared = encoded.ndim == 2
+        for start in range(0, encoded.shape[-2], SCORING_BATCH):
+            block = encoded[..., start : start + SCORING_BATCH, :]
+            n_rows = block.shape[-2]
+            padded = np.zeros((*block.shape[:-2], SCORING_BATCH, block.shape[-1]), dtype=np.float32)
+            padded[..., :n_rows, :] = block
             with torch.no_grad():
-                values = self.ensemble_.map(function, torch.from_numpy(padded).to(device), eps)
-            results.append(values.double().mean(dim=0)[: len(block)].cpu().numpy())
-        return np.concatenate(results)
+                x = torch.from_numpy(padded).to(device)
+                values = self.ensemble_.map(function, x, eps, in_dims=(None if shared else 0, None))
+            kept = values[:, :n_rows].double()
+            results.append((kept.mean(dim=0) if shared else kept).cpu().numpy())
+        return np.concatenate(results, axis=0 if shared else 1)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -527,12 +590,3 @@ def _generator(seed: int, member: int) -> torch.Generator:
     """Generator of one member, independent of those of its siblings."""
     state = np.random.SeedSequence([seed, member]).generate_state(1, dtype=np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
-
-
-def _folds(rows: torch.Tensor, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each member, rows to train on and a tenth of all rows, its own, to stop on."""
-    n_held_out = max(1, round(0.1 * len(rows)))
-    orders = torch.stack([rows[torch.randperm(len(rows), generator=generator)] for generator in generators])
-    if len(rows) < 4:
-        return orders, orders
-    return orders[:, n_held_out:], orders[:, :n_held_out]

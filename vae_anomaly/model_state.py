@@ -44,7 +44,6 @@ def _array(value: torch.Tensor) -> Any:
 
 def _header(detector: "VAEDetector", notes: dict[str, Any]) -> dict[str, Any]:
     history = detector.history_
-    kept = history.best, np.arange(detector.n_estimators)
     return {
         "params": {name: _plain(value) for name, value in detector.get_params().items()}
         | {"random_state": detector.seed_},
@@ -57,9 +56,9 @@ def _header(detector: "VAEDetector", notes: dict[str, Any]) -> dict[str, Any]:
             **{f"n_{name}": count for name, count in detector.n_rows_.items()},
             "n_parameters": sum(value.numel() for value in detector.ensemble_.params.values()),
             "epochs": float(history.epoch[-1]),
-            "held_out_elbo": float(history.val_elbo[kept].mean()),
-            "held_out_reconstruction": float(history.val_reconstruction[kept].mean()),
-            "held_out_kl": float(history.val_kl[kept].mean()),
+            "held_out_elbo": float(history.val_elbo[history.best].mean()),
+            "held_out_reconstruction": float(history.val_reconstruction[history.best].mean()),
+            "held_out_kl": float(history.val_kl[history.best].mean()),
             "active_units": [int(count) for count in detector.active_units_],
         },
         "n_calibration": len(detector.calibration_scores_),
@@ -120,7 +119,7 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     if math.isnan(detector.threshold_):
         raise ValueError("its threshold is not a number")
     detector.offset_ = -detector.threshold_
-    detector.threshold_rule_ = {"name": header["threshold"]["name"], "fpr": header["threshold"]["fpr"]}
+    detector.threshold_rule_ = {name: header["threshold"][name] for name in ("name", "fpr", "out_of_fold")}
     detector.n_rows_ = {name: header["training"][f"n_{name}"] for name in ("train", "calibration")}
     detector.notes_, detector.from_frame_ = header["notes"], bool(header["from_frame"])
     detector.n_features_in_ = len(detector.schema_.columns)

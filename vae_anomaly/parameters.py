@@ -48,11 +48,13 @@ LIMITS = {
     "min_scale": Limits(Real, 0, open=True),
     "n_mc": Limits(Integral, 1),
     "max_steps": Limits(Integral, 1, optional=True),
-    "batch_size": Limits(Integral, 1),
+    "batch_size": Limits(Integral, 1, optional=True),
     "learning_rate": Limits(Real, 0, open=True),
     "weight_decay": Limits(Real, 0),
     "warmup": Limits(Real, 0, 1),
     "patience": Limits(Real, 0),
+    "robust": Limits(Real, 0, 0.49),
+    "rank_share": Limits(Real, 0, 0.95),
 }
 
 

@@ -49,7 +49,7 @@ def save_model(path: str | os.PathLike[str], header: Mapping[str, Any], tensors:
         Plain data that JSON can hold. The format version and a checksum over header and tensors are added.
     tensors : mapping of str to ndarray
     """
-    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     document = {"format_version": FORMAT_VERSION, **header}
     document["checksum"] = _checksum(document, arrays)
     with replacing(path) as temporary:

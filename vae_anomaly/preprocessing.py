@@ -1,14 +1,15 @@
 """From a table to the numbers that a VAE sees, and back.
 
-Every column gets a kind from the training rows. ``real``: centred and scaled. ``binary``: two values (or one), coded 0
-and 1. ``categorical``: one-hot over the categories seen, with a last place for all others. ``ignored``: nothing to
+Every column gets a kind from the training rows. ``real``: centred and scaled, then bent towards its ranks, so that
+values that lie close together in a dense part of a skewed column are told apart. ``binary``: two values (or one), coded
+0 and 1. ``categorical``: one-hot over the categories seen, with a last place for all others. ``ignored``: nothing to
 learn from. Encoded rows hold the reals first, then the binaries, then the one-hot blocks; a missing value is NaN.
 """
 
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ MAX_CATEGORIES = 64
 # A value of a binary column that was not seen in training: far enough outside [0, 1] for the Bernoulli likelihood to
 # rate it under every value that was.
 UNSEEN = -2.0
+# Knots of the piecewise linear map from values to ranks.
+MAX_KNOTS = 100
 # float32 squares of larger numbers, divided by a squared scale, would overflow.
 MAX_SCALED = 1e6
 
@@ -52,6 +55,11 @@ class Column:
     high: float = math.inf
     values: tuple[Any, ...] = ()
     """Values of a binary column, or categories from the most to the least frequent."""
+    knots: tuple[float, ...] = ()
+    bends: tuple[float, ...] = ()
+    """What is added to the scaled value at each of the ``knots``; linear between, constant beyond."""
+    resolution: float = 0.0
+    """Usual step from one encoded value to the next, if the column is so coarse that most of its values repeat."""
     remark: str = ""
     """Key of ``REMARKS``, where the column is not what one would expect."""
 
@@ -59,6 +67,27 @@ class Column:
     def width(self) -> int:
         """Number of entries in an encoded row."""
         return {"ignored": 0, "categorical": len(self.values) + 1}.get(self.kind, 1)
+
+    def scaled(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Encoded values of a real column."""
+        with np.errstate(over="ignore"):
+            linear = (numbers - self.center) / self.scale
+        if not self.knots:
+            return linear
+        bent: NDArray[np.float64] = linear + np.interp(numbers, self.knots, self.bends)
+        return bent
+
+    def unscaled(self, encoded: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Inverse of :meth:`scaled`."""
+        if not self.knots:
+            return encoded * self.scale + self.center
+        knots = np.array(self.knots)
+        images = self.scaled(knots)
+        inside = np.interp(encoded, images, knots)
+        # The map goes on as a straight line beyond the first and the last knot; the excess is 0 between them.
+        excess = encoded - np.clip(encoded, images[0], images[-1])
+        straight: NDArray[np.float64] = inside + excess * self.scale
+        return straight
 
 
 class Schema:
@@ -84,7 +113,13 @@ class Schema:
 
     @classmethod
     def infer(
-        cls, frame: pd.DataFrame, *, kinds: str = "any", scaling: str = "standard", categorical: Collection[str] = ()
+        cls,
+        frame: pd.DataFrame,
+        *,
+        kinds: str = "any",
+        scaling: str = "standard",
+        categorical: Collection[str] = (),
+        rank_share: float = 0.0,
     ) -> "Schema":
         """Schema of the training rows.
 
@@ -98,6 +133,9 @@ class Schema:
             Reals to mean 0 and deviation 1, or to the interval [0, 1].
         categorical : collection of str
             Columns to take as categories although they hold numbers.
+        rank_share : float, default=0.0
+            Weight of a value's rank, scaled to deviation 1, beside the standardised value; from 0 to below 1. Only
+            with the scaling "standard".
 
         Raises
         ------
@@ -109,7 +147,10 @@ class Schema:
         columns = []
         for name in frame.columns:
             as_category = kinds == "categories" or name in categorical
-            columns.append(_infer_column(str(name), frame[name], as_category, kinds, scaling))
+            column = _infer_column(str(name), frame[name], as_category, kinds, scaling)
+            if column.kind == "real" and _varies(column):
+                column = _refined(column, frame[name], rank_share if scaling == "standard" else 0.0)
+            columns.append(column)
         if not any(_varies(column) for column in columns):
             raise DataError(_nothing_varies(columns))
         unsuitable = [column.name for column in columns if column.kind == "categorical" or column.dtype == "text"]
@@ -127,6 +168,10 @@ class Schema:
             self.columns[index].width for index in self._used if self.columns[index].kind == "categorical"
         )
         return kinds.count("real"), kinds.count("binary"), categories
+
+    def resolutions(self) -> NDArray[np.float64]:
+        """Resolution of the column of each real entry, 0 where its values hardly repeat."""
+        return np.array([self.columns[index].resolution for index in self._used if self.columns[index].kind == "real"])
 
     def encode(self, frame: pd.DataFrame) -> Encoded:
         """Encoded rows, shape (n_rows, n_entries), NaN where a value is missing.
@@ -191,7 +236,8 @@ class Schema:
 def _column_from_json(row: dict[str, Any]) -> Column:
     low = -math.inf if row["low"] is None else row["low"]
     high = math.inf if row["high"] is None else row["high"]
-    return Column(**{**row, "values": tuple(row["values"]), "low": low, "high": high})
+    sequences = {name: tuple(row[name]) for name in ("values", "knots", "bends")}
+    return Column(**{**row, **sequences, "low": low, "high": high})
 
 
 def _finite_or_none(value: float) -> float | None:
@@ -219,7 +265,7 @@ def _infer_column(name: str, values: "pd.Series[Any]", as_category: bool, kinds:
     seen = numbers[~np.isnan(numbers)]
     _refuse_infinite(name, numbers)
     distinct = _few_distinct(seen)
-    dtype = "bool" if _is_bool(values) else "int" if bool((seen == np.round(seen)).all()) else "float"
+    dtype = "bool" if _is_bool(values) else "int" if _are_whole(seen) else "float"
     if distinct is not None and kinds == "any":
         low, high = float(distinct[0]), float(distinct[-1])
         remark = "" if high > low else "constant"
@@ -231,11 +277,48 @@ def _infer_column(name: str, values: "pd.Series[Any]", as_category: bool, kinds:
     return Column(name, "real", dtype, center, scale if high > low and scale > 0 else 1.0, low, high, remark=remark)
 
 
+def _refined(column: Column, values: "pd.Series[Any]", rank_share: float) -> Column:
+    """The real column with its bend towards ranks and its resolution."""
+    numbers = _as_numbers(column.name, values)
+    assert numbers is not None
+    seen = numbers[~np.isnan(numbers)]
+    distinct, counts = np.unique(seen, return_counts=True)
+    if rank_share > 0:
+        column = _bent(column, distinct, counts / len(seen), rank_share)
+    if len(distinct) < len(seen) / 2:
+        column = replace(column, resolution=float(np.median(np.diff(column.scaled(distinct)))))
+    return column
+
+
+def _bent(column: Column, distinct: NDArray[np.float64], frequencies: NDArray[np.float64], rank_share: float) -> Column:
+    """The column with ``rank_share`` of its ranks in its scaled values, which keep mean 0 and deviation 1."""
+    # Equal values share the middle of their ranks.
+    ranks = frequencies.cumsum() - 0.5 * frequencies - 0.5
+    ranks /= math.sqrt(float((frequencies * ranks**2).sum()))
+    at = np.arange(len(distinct))
+    if len(distinct) > MAX_KNOTS:
+        at = np.unique(np.searchsorted(ranks, np.linspace(ranks[0], ranks[-1], MAX_KNOTS)))
+    standard = (distinct - column.center) / column.scale
+    mixed = (1 - rank_share) * standard + rank_share * np.interp(distinct, distinct[at], ranks[at])
+    spread = math.sqrt(float((frequencies * mixed**2).sum()))
+    return replace(
+        column,
+        scale=column.scale * spread / (1 - rank_share),
+        knots=tuple(map(float, distinct[at])),
+        bends=tuple(map(float, ranks[at] * rank_share / spread)),
+    )
+
+
 def _moments(seen: NDArray[np.float64]) -> tuple[float, float]:
     """Mean and standard deviation, also of numbers whose squares are too large or too small for a float."""
     unit = float(np.abs(seen).max()) or 1.0
     relative = seen / unit
     return unit * float(relative.mean()), unit * float(relative.std())
+
+
+def _are_whole(seen: NDArray[np.float64]) -> bool:
+    """Whether all values are whole, and small enough for a float to tell them from their neighbours."""
+    return bool((seen == np.round(seen)).all() and (np.abs(seen) < 2**53).all())
 
 
 def _is_bool(values: "pd.Series[Any]") -> bool:
@@ -340,9 +423,7 @@ def _encode_column(column: Column, values: "pd.Series[Any]") -> NDArray[Any]:
     _refuse_infinite(column.name, numbers)
     if column.kind == "binary":
         return _codes(column, numbers)[:, None]
-    with np.errstate(over="ignore"):
-        scaled = (numbers - column.center) / column.scale
-    return np.asarray(np.clip(scaled, -MAX_SCALED, MAX_SCALED))[:, None]
+    return np.asarray(np.clip(column.scaled(numbers), -MAX_SCALED, MAX_SCALED))[:, None]
 
 
 def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -380,7 +461,7 @@ def _decode_column(column: Column, encoded: NDArray[Any]) -> Any:
             return _where_known(numbers_or_texts, numbers)
         numbers = np.where(np.isnan(numbers), np.nan, numbers_or_texts)
     else:
-        numbers = numbers * column.scale + column.center
+        numbers = column.unscaled(numbers)
     return _in_dtype(column.dtype, numbers)
 
 

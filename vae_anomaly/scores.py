@@ -17,12 +17,14 @@ from torch import Tensor
 from vae_anomaly.vae import VAE
 
 __all__ = [
+    "AVERAGED",
     "REFERENCES",
     "SCORES",
     "Score",
     "kl",
     "latent_novelty",
     "mahalanobis",
+    "nearest_neighbour",
     "neg_elbo",
     "neg_log_px",
     "neg_log_px_z",
@@ -124,26 +126,47 @@ def latent_novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return squared.clamp(min=1e-12).sqrt()
 
 
+def nearest_neighbour(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    """Euclidean distance to the nearest of the training samples that the model keeps, in units of the scaled data.
+
+    Missing entries are left out, and the distance over the others is scaled up to all, as scikit-learn's
+    ``nan_euclidean_distances`` does.
+    """
+    return _nearest_entries(vae, x, eps).flatten(1).sum(dim=1)
+
+
 def novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""Sum of two standardised scores: does the model explain the sample, and has it seen one like it.
 
-    These are ``neg_log_px_z`` and ``latent_novelty``.
-
-    Each is centred on its median over held-out normal samples and divided by their spread (interquartile range /
-    1.349), so that a unit is about a standard deviation of normal data. A sample off the manifold of normal data has a
-    high first term, one in a gap of the manifold a high second.
+    These are ``neg_log_px_z`` and ``nearest_neighbour``. Each is centred on its median over held-out normal samples and
+    divided by the mean excess of those above it, which is the scale of an exponential tail. A sample that breaks the
+    dependence between entries has a high first term, one far from everything seen a high second.
     """
-    return _standardised(neg_log_px_z(vae, x, eps), vae.usual_neg_log_px_z) + _standardised(
-        latent_novelty(vae, x, eps), vae.usual_latent_novelty
-    )
-
-
-def _standardised(scores: Tensor, usual: Tensor) -> Tensor:
-    return (scores - usual[0]) / usual[1]
+    return _novelty_entries(vae, x, eps).flatten(1).sum(dim=1)
 
 
 def _novelty_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
-    return _neg_log_entries(vae, x, eps) / vae.usual_neg_log_px_z[1]
+    terms = (
+        (_neg_log_entries(vae, x, eps), vae.usual_neg_log_px_z),
+        (_nearest_entries(vae, x, eps), vae.usual_nearest_neighbour),
+    )
+    n_entries = math.prod(vae.event_shape)
+    standardised = [(entries - usual[0] / n_entries) / usual[1] for entries, usual in terms]
+    return torch.stack(standardised).sum(dim=0)
+
+
+def _nearest_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    """What each entry adds to the distance, its square over the distance."""
+    here, exemplars = x.flatten(1), vae.exemplars.flatten(1)
+    seen = ~torch.isnan(here)
+    here, mask = torch.where(seen, here, 0.0), seen.to(x.dtype)
+    # Two matrix products say which one is nearest, one difference a sample how far it is: nothing cancels.
+    nearest = (mask @ exemplars.square().T - 2.0 * here @ exemplars.T).argmin(dim=-1)
+    squared = (here - exemplars[nearest]).square() * mask
+    squared = squared * (mask.shape[1] / mask.sum(dim=-1, keepdim=True).clamp(min=1.0))
+    # The floor keeps the quotient defined where a sample is met exactly.
+    distance = squared.sum(dim=-1, keepdim=True).sqrt().clamp(min=1e-12)
+    return (squared / distance).reshape(x.shape)
 
 
 def _squared_errors(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -213,7 +236,14 @@ def usual_entries(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dic
 
 
 def usual_codes(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
-    """Posterior means of training samples, with their mean, spread and inverse covariance."""
+    """Training samples to compare with, and their posterior means with mean, spread and inverse covariance.
+
+    Where fewer samples are to be kept than there are, the most likely ones are.
+    """
+    n_codes = vae.codes.shape[0]
+    if n_codes < train.shape[0]:
+        likely = neg_log_px_z(vae, train, eps).topk(n_codes, largest=False).indices.sort().values
+        train = train.index_select(0, likely)
     codes: Tensor = vae.encode(train).mean
     centred = codes - codes.mean(dim=0)
     covariance = centred.T @ centred / codes.shape[0]
@@ -222,7 +252,8 @@ def usual_codes(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[
     return {
         "code_mean": codes.mean(dim=0),
         "code_precision": torch.linalg.inv(covariance + ridge),
-        "codes": codes[: vae.codes.shape[0]],
+        "exemplars": vae.filled(train),
+        "codes": codes,
         "code_spread": codes.std(dim=0, correction=0) + 1e-6,
     }
 
@@ -231,24 +262,27 @@ def usual_scores(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict
     """Where the scores of held-out normal samples lie."""
     return {
         "usual_neg_elbo": neg_elbo(vae, held_out, eps).mean(),
-        "usual_neg_log_px_z": _middle_and_spread(neg_log_px_z(vae, held_out, eps)),
-        "usual_latent_novelty": _middle_and_spread(latent_novelty(vae, held_out, eps)),
+        "usual_neg_log_px_z": _middle_and_excess(neg_log_px_z(vae, held_out, eps)),
+        "usual_nearest_neighbour": _middle_and_excess(nearest_neighbour(vae, held_out, eps)),
     }
 
 
-def _middle_and_spread(scores: Tensor) -> Tensor:
-    """Median, and the standard deviation of a normal distribution with the same interquartile range."""
+def _middle_and_excess(scores: Tensor) -> Tensor:
+    """Median, and by how much the scores above it exceed it on average."""
     # torch.quantile has no rule for vmap.
-    ordered, last = scores.sort().values, scores.shape[0] - 1
-    low, middle, high = (ordered[round(share * last)] for share in (0.25, 0.5, 0.75))
-    return torch.stack([middle, ((high - low) / 1.349).clamp(min=1e-6)])
+    middle = scores.sort().values[scores.shape[0] // 2]
+    excess = (scores - middle).clamp(min=0.0).sum() / max(scores.shape[0] // 2, 1)
+    return torch.stack([middle, excess.clamp(min=1e-6)])
 
 
 # What the end of `fit` fills into the buffers of a VAE, in this order: each step sees the buffers of the one before.
 REFERENCES = (usual_entries, usual_codes, usual_scores)
 
+# References that all members share, as the mean of what each found.
+AVERAGED = ("usual_neg_elbo", "usual_neg_log_px_z", "usual_nearest_neighbour")
+
 SCORES: dict[str, Score] = {
-    "novelty": Score(novelty, _novelty_entries),
+    "novelty": Score(novelty, _novelty_entries, complete=True),
     "neg_log_px_z": Score(neg_log_px_z, _neg_log_entries, complete=True),
     "neg_elbo": Score(neg_elbo, _expected_neg_log_entries),
     "neg_log_px": Score(neg_log_px, _expected_neg_log_entries),
@@ -256,6 +290,7 @@ SCORES: dict[str, Score] = {
     "reconstruction_error": Score(reconstruction_error, _squared_errors, complete=True),
     "kl": Score(kl),
     "typicality": Score(typicality),
+    "nearest_neighbour": Score(nearest_neighbour, _nearest_entries, complete=True),
     "latent_novelty": Score(latent_novelty),
     "mahalanobis": Score(mahalanobis),
 }

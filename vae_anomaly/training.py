@@ -1,4 +1,4 @@
-"""The one training loop: all members of an ensemble at once, each with its own batches and its own early stopping."""
+"""The one training loop: all members of an ensemble at once, each with its own rows and batches, stopping together."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,7 +35,9 @@ class Plan:
     warmup: float = 0.1
     """Share of the steps over which the weight of the KL rises from 0 to ``beta``."""
     patience: float = 0.3
-    """Share of the steps without a better held-out ELBO after which a member stops."""
+    """Share of the steps without a better held-out ELBO after which training stops."""
+    robust: float = 0.0
+    """Share of each batch, that with the lowest ELBO, which is left out of the loss once the KL is phased in."""
     n_mc_held_out: int = 4
 
 
@@ -43,8 +45,7 @@ class Plan:
 class History:
     """Terms over the course of training, each of shape (n_checks, n_estimators), in nats.
 
-    ``elbo`` holds the bound with the weight beta on its KL term, which training maximises. A member that has stopped is
-    recorded on until the last one stops; what it keeps is the check ``best``.
+    ``elbo`` holds the bound with the weight beta on its KL term, which training maximises.
     """
 
     epoch: NDArray[np.float64]
@@ -55,7 +56,7 @@ class History:
     val_reconstruction: NDArray[np.float64]
     val_kl: NDArray[np.float64]
     best: NDArray[np.int64]
-    """Check whose weights each member kept, shape (n_estimators,)."""
+    """Check whose weights all members kept, of shape ()."""
 
 
 OnCheck = Callable[[float, float, float], None]
@@ -71,9 +72,13 @@ def train(
     generators: Sequence[torch.Generator],
     on_check: OnCheck | None = None,
 ) -> History:
-    """Train all members in place, and leave each with the weights of its best held-out ELBO.
+    """Train all members in place, and leave them with the weights of the best held-out ELBO.
 
     AdamW with a one-cycle learning rate, gradients clipped for each member, and the weight of the KL warmed up.
+
+    All members stop at the same step, by the mean over the held-out rows of all, less the tenth that is rated lowest. A
+    fold of a small table is too few rows to choose a step by, all folds together
+    are not; and as no member's step hangs on its own held-out rows alone, these rows may calibrate it, too.
 
     Parameters
     ----------
@@ -81,7 +86,7 @@ def train(
     x : Tensor of shape (n_samples, *event_shape)
         Normal samples, on the ensemble's device.
     train_rows, held_out_rows : LongTensor of shape (n_estimators, n)
-        Rows that each member trains on, and rows that decide when it stops.
+        Rows that each member trains on, and rows that decide when to stop.
     plan : Plan
     generators : sequence of torch.Generator
         One for each member, on the CPU: order of batches and base samples.
@@ -98,8 +103,8 @@ def train(
         run.advance(first, min(first + run.steps_per_check, plan.n_steps))
         run.check()
         if on_check is not None:
-            on_check(run.step / plan.n_steps, run.epoch, float(np.nanmean(run.held_out[-1][0])))
-        if run.stopped.all():
+            on_check(run.step / plan.n_steps, run.epoch, float(run.held_out[-1][0].mean()))
+        if run.stopped:
             break
     run.restore_best()
     return run.history()
@@ -128,10 +133,10 @@ class _Run:
         self._batches: Tensor | None = None
         self._make_optimizer()
         m = ensemble.n_estimators
-        self.best_elbo = torch.full((m,), -math.inf, device=x.device)
-        self.best_check = torch.zeros(m, dtype=torch.long, device=x.device)
+        self.best_elbo = -math.inf
+        self.best_check = 0
         self.best_params = {name: value.detach().clone() for name, value in ensemble.params.items()}
-        self.stopped = torch.zeros(m, dtype=torch.bool, device=x.device)
+        self.stopped = False
         self.epochs: list[float] = []
         self.trained: list[NDArray[np.float64]] = []
         self.held_out: list[NDArray[np.float64]] = []
@@ -174,7 +179,8 @@ class _Run:
         for self.step in range(first, last):
             beta = self.plan.beta * min(1.0, (self.step + 1) / warmup_steps)
             batch, eps = self.x[self._next_rows()], self._noise(self.batch_size)[:, None]
-            reconstruction, kl = self.ensemble.map(_mean_terms, batch, eps, in_dims=(0, 0))
+            left_out = int(self.plan.robust * self.batch_size) if self.step >= warmup_steps else 0
+            reconstruction, kl = self.ensemble.map(_mean_terms, batch, eps, left_out, in_dims=(0, 0, None))
             loss = beta * kl - reconstruction
             self.optimizer.zero_grad(set_to_none=True)
             # Members share nothing, so the gradient of the sum holds the gradient of each.
@@ -204,7 +210,7 @@ class _Run:
 
     def _guard(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite; looked at once per check, so that no step waits for the device."""
-        bad = (~torch.isfinite(losses) & ~self.stopped).any(dim=1)
+        bad = (~torch.isfinite(losses)).any(dim=1)
         if bool(bad.any()):
             step = first + int(bad.nonzero()[0, 0])
             epoch, batch = divmod(step, self.steps_per_epoch)
@@ -215,42 +221,51 @@ class _Run:
 
     @torch.no_grad()
     def check(self) -> None:
-        """Compute the held-out terms; keep the weights of members that improved, stop those that long have not."""
-        reconstruction, kl = self.ensemble.map(_mean_terms, self.held_out_x, self.held_out_eps, in_dims=(0, 0))
+        """Compute the held-out terms; keep the weights if they are the best yet, stop if the best is long ago."""
+        reconstruction, kl = self.ensemble.map(VAE.elbo_terms, self.held_out_x, self.held_out_eps, in_dims=(0, 0))
         elbo = reconstruction - self.plan.beta * kl
-        if not bool((torch.isfinite(elbo) | self.stopped).all()):
+        if not bool(torch.isfinite(elbo).all()):
             raise TrainingError(
                 f"Training stopped: the held-out ELBO was not finite after epoch {self.epoch:.0f}. "
                 "Look for extreme values in the training data, or raise min_scale."
             )
-        self.held_out.append(_to_numpy(torch.stack([elbo, reconstruction, kl])))
+        self.held_out.append(_to_numpy(torch.stack([elbo, reconstruction, kl]).mean(dim=-1)))
         self.epochs.append(self.epoch)
-        better = (elbo > self.best_elbo) & ~self.stopped
-        self.best_elbo = torch.where(better, elbo, self.best_elbo)
-        self.best_check[better] = len(self.epochs) - 1
-        for name, value in self.ensemble.params.items():
-            chosen = better.view(-1, *(1 for _ in value.shape[1:]))
-            self.best_params[name] = torch.where(chosen, value.detach(), self.best_params[name])
+        usual = _trimmed_mean(elbo)
+        if usual > self.best_elbo:
+            self.best_elbo, self.best_check = usual, len(self.epochs) - 1
+            self.best_params = {name: value.detach().clone() for name, value in self.ensemble.params.items()}
         warm = self.step >= self.plan.warmup * self.plan.n_steps
         allowed = math.ceil(self.plan.patience * self.plan.n_steps / self.steps_per_check)
-        if warm:
-            self.stopped |= len(self.epochs) - 1 - self.best_check >= allowed
+        self.stopped = warm and len(self.epochs) - 1 - self.best_check >= allowed
 
     def restore_best(self) -> None:
-        """Give each member the weights of its best check."""
+        """Give all members the weights of the best check."""
         self.ensemble.params = {name: value.requires_grad_() for name, value in self.best_params.items()}
 
     def history(self) -> History:
         trained, held_out = np.stack(self.trained, axis=1), np.stack(self.held_out, axis=1)
         curves = dict(zip((f"train_{term}" for term in TERMS), trained, strict=True))
         curves |= dict(zip((f"val_{term}" for term in TERMS), held_out, strict=True))
-        return History(epoch=np.array(self.epochs), best=self.best_check.cpu().numpy(), **curves)
+        return History(epoch=np.array(self.epochs), best=np.array(self.best_check), **curves)
 
 
-def _mean_terms(vae: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the samples of E[log p(x | z)] and of the KL divergence."""
+def _mean_terms(vae: VAE, x: Tensor, eps: Tensor, left_out: int) -> tuple[Tensor, Tensor]:
+    """Mean over the samples of E[log p(x | z)] and of the KL divergence, less the samples with the lowest ELBO."""
     reconstruction, kl = vae.elbo_terms(x, eps)
+    if left_out:
+        kept = (reconstruction - kl).detach().topk(len(x) - left_out).indices
+        reconstruction, kl = reconstruction.gather(0, kept), kl.gather(0, kept)
     return reconstruction.mean(), kl.mean()
+
+
+def _trimmed_mean(elbo: Tensor) -> float:
+    """Mean over the rows of all folds, less the tenth that is rated lowest.
+
+    One extreme row, whose rating falls as all others rise, would end training at its first check.
+    """
+    rows = elbo.double().flatten().sort().values
+    return float(rows[len(rows) // 10 :].mean())
 
 
 def _to_numpy(values: Tensor) -> NDArray[np.float64]:

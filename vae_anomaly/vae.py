@@ -51,8 +51,8 @@ class VAE(nn.Module):
     mask_input : bool, default=False
         Show the encoder which entries are missing; worth its weights only where the training data have holes.
     n_codes : int, default=1
-        How many codes of training samples the end of ``fit`` will leave here, for the scores that compare with them;
-        until then each is 0, the mean of the standard normal prior.
+        How many training samples, and codes of them, the end of ``fit`` will leave here, for the scores that compare
+        with them; until then each is 0.
     generator : torch.Generator, optional
         Source of the initial weights; without one, torch's global generator.
 
@@ -75,10 +75,11 @@ class VAE(nn.Module):
     code_mean: Tensor
     code_precision: Tensor
     usual_neg_elbo: Tensor
+    exemplars: Tensor
     codes: Tensor
     code_spread: Tensor
     usual_neg_log_px_z: Tensor
-    usual_latent_novelty: Tensor
+    usual_nearest_neighbour: Tensor
 
     def __init__(
         self,
@@ -118,23 +119,28 @@ class VAE(nn.Module):
         self.register_buffer("missing_error", torch.zeros(self.event_shape))
         self.register_buffer("code_mean", torch.zeros(self.latent_dim))
         self.register_buffer("code_precision", torch.eye(self.latent_dim))
+        self.register_buffer("exemplars", torch.zeros(n_codes, *self.event_shape))
         self.register_buffer("codes", torch.zeros(n_codes, self.latent_dim))
         self.register_buffer("code_spread", torch.ones(self.latent_dim))
         self.register_buffer("usual_neg_elbo", torch.zeros(()))
-        # Median and spread over held-out normal samples.
+        # Median, and mean excess over it, of held-out normal samples.
         self.register_buffer("usual_neg_log_px_z", torch.tensor([0.0, 1.0]))
-        self.register_buffer("usual_latent_novelty", torch.tensor([0.0, 1.0]))
+        self.register_buffer("usual_nearest_neighbour", torch.tensor([0.0, 1.0]))
 
     def encode(self, x: Tensor) -> Distribution:
         """Posterior q(z | x), of batch shape (n_samples,) and event shape (latent_dim,)."""
         missing = torch.isnan(x)
-        seen = torch.where(missing, 0.0, x)
-        shown = missing
+        # Once there is a value everywhere, a mask beside it would say the opposite.
+        return self._posterior(self.filled(x), torch.zeros_like(missing) if self.imputation_steps else missing)
+
+    def filled(self, x: Tensor) -> Tensor:
+        """``x`` as the encoder sees it, with a value in place of each missing one."""
+        missing = torch.isnan(x)
+        seen, shown = torch.where(missing, 0.0, x), missing
         for _ in range(self.imputation_steps):
             seen = torch.where(missing, self.decode(self._posterior(seen, shown).mean).mean, seen)
-            # From here on there is a value everywhere; a mask beside it would say the opposite.
             shown = torch.zeros_like(missing)
-        return self._posterior(seen, shown)
+        return seen
 
     def _posterior(self, seen: Tensor, missing: Tensor) -> Distribution:
         inputs = torch.cat([seen, missing.to(seen.dtype)], dim=-1) if self.mask_input else seen

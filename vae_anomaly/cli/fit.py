@@ -40,17 +40,31 @@ if TYPE_CHECKING:
 @click.option("--likelihood", type=NameType("likelihood", ["auto"]), default="auto", show_default=True)
 @click.option("--prior", type=NameType("prior"), default="standard_normal", show_default=True)
 @click.option(
-    "--estimators", "n_estimators", type=click.IntRange(1), default=4, show_default=True, help="Ensemble members."
+    "--estimators", "n_estimators", type=click.IntRange(1), default=6, show_default=True, help="Ensemble members."
 )
 @click.option(
     "--latent-dim", type=click.IntRange(1), help="Latent variables [default: as many as columns, at most 128]."
 )
-@click.option("--hidden", default="128,128", show_default=True, help="Widths of the encoder's layers.")
+@click.option("--hidden", default="96,96", show_default=True, help="Widths of the encoder's layers.")
 @click.option("--beta", type=FiniteRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
 @click.option("--min-scale", type=FiniteRange(0, min_open=True), default=0.05, show_default=True)
 @click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps [default: 1500 to 6000, by rows].")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--learning-rate", type=FiniteRange(0, min_open=True), default=3e-3, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), help="[default: 256, fewer for wide rows]")
+@click.option("--learning-rate", type=FiniteRange(0, min_open=True), default=4e-3, show_default=True)
+@click.option(
+    "--robust",
+    type=FiniteRange(0, 0.49),
+    default=0.0,
+    show_default=True,
+    help="Share of the rows that may be anomalies.",
+)
+@click.option(
+    "--rank-share",
+    type=FiniteRange(0, 0.95),
+    default=0.33,
+    show_default=True,
+    help="Weight of a value's rank beside the value.",
+)
 @click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True)
 @device_option
 @overwrite_option
@@ -73,7 +87,7 @@ def command(
     """Learn what normal rows look like, and write a MODEL file.
 
     DATA is CSV, Parquet, .npy, .npz, a folder of such files, or - for standard input. With --label, only the rows
-    labelled normal are trained on. A fifth of the rows is held out to set the threshold.
+    labelled normal are trained on. The threshold is set by rows that the members scoring them did not train on.
     """
     check_output(output, overwrite, stdout=False)
     check_device(params["device"])
@@ -112,7 +126,7 @@ def _widths(text: str) -> tuple[int, ...]:
     except ValueError:
         widths = (0,)
     if any(width < 1 for width in widths):
-        raise click.UsageError(f"--hidden {text}: write positive widths with commas, such as 128,128.")
+        raise click.UsageError(f"--hidden {text}: write positive widths with commas, such as 96,96.")
     return widths
 
 
