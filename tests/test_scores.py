@@ -320,14 +320,21 @@ def test_the_least_likely_samples_are_not_kept(make_vae, generator, eps):
 
 def test_novelty_adds_standardised_scores(make_vae, x, generator, eps):
     vae = make_vae((D,), LATENT, n_codes=len(x))
-    new = torch.randn(64, D, generator=generator)
+    new = torch.cat([torch.randn(64, D, generator=generator), torch.full((1, D), 1e3)])
     filled(vae, x, eps)
-    expected = torch.zeros(64)
-    for name in ("neg_log_px_z", "nearest_neighbour"):
-        usual, scores = (SCORES[name].function(vae, rows, eps).detach() for rows in (x, new))
+
+    def bounded(rows):
+        return SCORES["neg_log_px_z"].entries(vae, rows, eps).clamp(max=20.0).sum(dim=1).detach()
+
+    def nearest(rows):
+        return SCORES["nearest_neighbour"].function(vae, rows, eps).detach()
+
+    expected = torch.zeros(len(new))
+    for score in (bounded, nearest):
+        usual = score(x)
         middle = usual.sort().values[len(x) // 2]
         excess = (usual - middle).clamp(min=0.0).sum() / (len(x) // 2)
-        expected += (scores - middle) / excess.clamp(min=1e-6)
+        expected += (score(new) - middle) / excess.clamp(min=1e-6)
     torch.testing.assert_close(SCORES["novelty"].function(vae, new, eps).detach(), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -35,6 +35,9 @@ __all__ = [
     "typicality",
 ]
 
+# Twice what the least likely value of a binary column costs: next to impossible, and not more than that.
+MAX_NATS = 20.0
+
 ScoreFunction = Callable[[VAE, Tensor, Tensor], Tensor]
 
 
@@ -138,7 +141,8 @@ def nearest_neighbour(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 def novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""Sum of two standardised scores: does the model explain the sample, and has it seen one like it.
 
-    These are ``neg_log_px_z`` and ``nearest_neighbour``. Each is centred on its median over held-out normal samples and
+    These are ``neg_log_px_z``, to which no entry adds more than 20 nats (how far off it is says the second score), and
+    ``nearest_neighbour``. Each is centred on its median over held-out normal samples and
     divided by the mean excess of those above it, which is the scale of an exponential tail. A sample that breaks the
     dependence between entries has a high first term, one far from everything seen a high second.
     """
@@ -147,12 +151,17 @@ def novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 
 def _novelty_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     terms = (
-        (_neg_log_entries(vae, x, eps), vae.usual_neg_log_px_z),
+        (_bounded_entries(vae, x, eps), vae.usual_neg_log_px_z),
         (_nearest_entries(vae, x, eps), vae.usual_nearest_neighbour),
     )
     n_entries = math.prod(vae.event_shape)
     standardised = [(entries - usual[0] / n_entries) / usual[1] for entries, usual in terms]
     return torch.stack(standardised).sum(dim=0)
+
+
+def _bounded_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    """Without a bound, one column with a scale near its floor would outvote all others."""
+    return _neg_log_entries(vae, x, eps).clamp(max=MAX_NATS)
 
 
 def _nearest_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -262,7 +271,7 @@ def usual_scores(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict
     """Where the scores of held-out normal samples lie."""
     return {
         "usual_neg_elbo": neg_elbo(vae, held_out, eps).mean(),
-        "usual_neg_log_px_z": _middle_and_excess(neg_log_px_z(vae, held_out, eps)),
+        "usual_neg_log_px_z": _middle_and_excess(_bounded_entries(vae, held_out, eps).flatten(1).sum(dim=1)),
         "usual_nearest_neighbour": _middle_and_excess(nearest_neighbour(vae, held_out, eps)),
     }
 
