@@ -86,7 +86,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     robust : float, default=0.0
         Share of the training rows that may be anomalies, below 0.5: so many of the least likely rows are left out of
         each step, and of the rows to compare with. Costs some accuracy where all rows are normal.
-    rank_share : float, default=0.33
+    rank_share : float, default=0.15
         Weight of a value's rank beside its standardised value, from 0 to below 1: with 0 a column is standardised
         and no more, towards 1 its values are spread evenly.
     categorical_features : sequence of str, default=()
@@ -151,7 +151,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         warmup: float = 0.1,
         patience: float = 0.3,
         robust: float = 0.0,
-        rank_share: float = 0.33,
+        rank_share: float = 0.15,
         categorical_features: tuple[str, ...] = (),
         device: str = "auto",
         random_state: Any = 0,

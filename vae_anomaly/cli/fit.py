@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rank-share",
     type=FiniteRange(0, 0.95),
-    default=0.33,
+    default=0.15,
     show_default=True,
     help="Weight of a value's rank beside the value.",
 )
