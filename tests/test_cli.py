@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn import metrics
 from tables import TINY, TINY_OPTIONS, labelled, mixed, read_predictions, run
 
@@ -24,7 +25,8 @@ SCRIPT = shutil.which("vae-anomaly", path=os.path.dirname(sys.executable))
 needs_script = pytest.mark.skipif(SCRIPT is None, reason="the console script is not installed beside the interpreter")
 
 PREDICTIONS = [
-    "row", "anomaly_score", "p_value", "threshold", "is_anomaly", "top_features", "top_contributions", "reason",
+    "row", "anomaly_score", "p_value", "threshold", "is_anomaly", "rule", "top_features",
+    "top_contributions", "reason",
 ]  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def test_fit_says_what_it_did():
     result = run("fit", save(mixed()), "-o", "m.safetensors", *TINY_OPTIONS)
     assert result.stdout == ""
     assert "Fitted on 200 normal rows." in result.stderr
-    assert "about 5 % of normal rows flagged on average (conformal, 80 rows scored out of fold)" in result.stderr
+    assert "about 5 % of normal rows flagged on average (80 rows scored out of fold; the true rate is " in result.stderr
     assert "Wrote m.safetensors." in result.stderr
 
 
@@ -317,10 +319,37 @@ def test_score_prints_json(model):
     summary = json.loads(result.stdout)
     n_flagged = int(read_predictions("scores.csv")["is_anomaly"].sum())
     assert n_flagged >= 4
+    assert 0.0 < summary.pop("false_alarm_share") <= 1.0
     assert summary == {
         "data": "new.csv", "output": "scores.csv", "rows": 20, "scored": 20, "flagged": n_flagged,
-        "flagged_share": n_flagged / 20, "not_scored": 0, "ignored_columns": [],
+        "flagged_share": n_flagged / 20, "not_scored": 0, "ignored_columns": [], "fdr": None,
     }  # fmt: skip
+
+
+def test_rows_flagged_together_are_those_of_benjamini_and_hochberg(model):
+    rows = mixed(100, seed=1)
+    rows.loc[:19, "pressure"] = -1e6
+    rows = rows.astype(object)
+    rows.loc[50] = np.nan
+    result = run("score", model, save(rows), "-o", "scores.csv", "--fdr", "0.2", "--json")
+    table, summary = read_predictions("scores.csv"), json.loads(result.stdout)
+    p = table["p_value"].dropna()
+    flagged = stats.false_discovery_control(p) <= 0.2
+    assert np.array_equal(table.loc[p.index, "is_anomaly"] == 1, flagged)
+    assert 20 <= summary["flagged"] == flagged.sum() < 100
+    assert (table["rule"].notna() == (table["is_anomaly"] == 1)).all()
+    assert set(table["rule"].dropna()) == {"benjamini_hochberg fdr=0.2"}
+    assert "threshold" not in table
+    assert summary["fdr"] == 0.2
+    assert table.loc[50, ["adjusted_p_value", "is_anomaly", "rule"]].isna().all()
+
+
+def test_each_flagged_row_names_its_rule(model):
+    rows = mixed(20, seed=1)
+    rows.loc[3:6, "pressure"] = -1e6
+    table = scores_of(model, rows)
+    assert set(table["rule"].dropna()) == {"conformal fpr=0.05"}
+    assert (table["rule"].notna() == (table["is_anomaly"] == 1)).all()
 
 
 @pytest.mark.parametrize(("rate", "exit_code"), [("0.5", 0), ("0.1", 6)])

@@ -23,6 +23,7 @@ TABLE = {
     "priors": set(),
     "baselines": set(),
     "splitting": set(),
+    "discoveries": set(),
     # The torch layer.
     "vae": {"errors", "likelihoods", "nets", "priors"},
     "ensemble": {"vae"},
@@ -45,7 +46,7 @@ TABLE = {
         "ensemble", "errors", "likelihoods", "model_state", "parameters", "preprocessing", "scores", "splitting",
         "thresholds", "training", "vae",
     },
-    "predictions": {"data", "errors"},
+    "predictions": {"data", "discoveries", "errors"},
     # Evaluation.
     "metrics": {"errors"},
     "comparison": {"baselines", "errors", "metrics"},
@@ -58,9 +59,9 @@ TABLE = {
     "": {"data", "detector", "vae"},
     # The command line.
     "cli": {"errors"},
-    "cli.common": {"data", "data.writers", "detector", "errors", "parameters"},
+    "cli.common": {"data", "data.writers", "detector", "errors", "parameters", "thresholds"},
     "cli.fit": {"cli.common", "detector", "errors", "predictions"},
-    "cli.score": {"atomic", "cli.common", "data.writers", "predictions"},
+    "cli.score": {"atomic", "cli.common", "data.writers", "discoveries", "predictions"},
     "cli.calibrate": {"cli.common", "errors", "predictions"},
     "cli.report": {"", "atomic", "cli.common", "errors", "metrics", "predictions", "report"},
     "cli.compare": {

@@ -13,6 +13,7 @@ from vae_anomaly.thresholds import (
     p_values,
     peaks_over_threshold,
     quantile,
+    realised_rate,
 )
 
 RATES = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.06, 0.05, 0.03, 0.025, 0.02, 0.01, 0.7, 0.9, 0.95)
@@ -228,3 +229,19 @@ def test_peaks_over_threshold_refuse_too_few_excesses(fpr, rng):
 def test_peaks_over_threshold_refuse_ties_that_leave_no_excesses():
     with pytest.raises(ValueError, match=r"got 0 from 1000 calibration samples\. Use the conformal threshold"):
         peaks_over_threshold(np.ones(1000), 0.01)
+
+
+@pytest.mark.parametrize(("n_samples", "fpr"), [(19, 0.05), (200, 0.1), (1000, 0.01)])
+def test_realised_rate_is_that_of_many_calibrations(n_samples, fpr):
+    rng = np.random.default_rng(0)
+    # Scores that are uniform on [0, 1]: the rate of a threshold t is 1 - t.
+    rates = [1.0 - conformal(rng.random(n_samples), fpr) for _ in range(2000)]
+    low, high = realised_rate(n_samples, fpr)
+    within = np.mean([low <= rate <= high for rate in rates])
+    assert within == pytest.approx(0.9, abs=4 * np.sqrt(0.9 * 0.1 / 2000))
+    assert low < fpr < high
+
+
+def test_realised_rate_needs_as_many_rows_as_the_threshold():
+    with pytest.raises(ValueError, match=r"fpr=0\.01 needs at least 99 calibration samples, got 98"):
+        realised_rate(98, 0.01)

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vae_anomaly.data import Data
+from vae_anomaly.discoveries import adjusted_p_values, check_fdr
 from vae_anomaly.errors import CellError, DataError
 
 if TYPE_CHECKING:
@@ -86,37 +87,63 @@ def _select(detector: "VAEDetector", data: Data) -> tuple[pd.DataFrame, tuple[st
 
 
 def predict_table(
-    detector: "VAEDetector", data: Data, *, score_names: Sequence[str] = (), n_top: int = 3
+    detector: "VAEDetector",
+    data: Data,
+    *,
+    score_names: Sequence[str] = (),
+    n_top: int = 3,
+    fdr: float | None = None,
 ) -> tuple[pd.DataFrame, Aligned]:
     """Predictions table of ``data``, and the aligned columns that it was made from.
 
-    Columns: the row's id, ``anomaly_score``, ``p_value``, ``threshold``, ``is_anomaly``, ``top_features`` and
-    ``top_contributions`` (by how much each exceeds what it contributes on average for normal rows), the scores of
-    ``score_names``, and ``reason`` where a row can't be scored.
+    Columns: the row's id, ``anomaly_score``, ``p_value``, ``threshold``, ``is_anomaly``, ``rule`` (what flagged it),
+    ``top_features`` and ``top_contributions`` (by how much each exceeds what it contributes on average for normal
+    rows), the scores of ``score_names``, and ``reason`` where a row can't be scored.
+
+    With ``fdr``, rows are flagged together, so that the share of false alarms among them is at most ``fdr`` on average:
+    there is no threshold then, but an ``adjusted_p_value``.
     """
+    if fdr is not None:
+        check_fdr(fdr)
     aligned = align(detector, data)
     scorable = aligned.reasons == ""
     with located(data):
-        table = _table(detector, aligned.X, scorable, score_names, n_top)
+        table = _table(detector, aligned.X, scorable, score_names, n_top, fdr)
     table.insert(0, data.id_name, data.ids)
     table["reason"] = pd.Series(aligned.reasons, dtype="str").where(~scorable)
     return table, aligned
 
 
 def _table(
-    detector: "VAEDetector", X: pd.DataFrame, scorable: NDArray[np.bool_], score_names: Sequence[str], n_top: int
+    detector: "VAEDetector",
+    X: pd.DataFrame,
+    scorable: NDArray[np.bool_],
+    score_names: Sequence[str],
+    n_top: int,
+    fdr: float | None,
 ) -> pd.DataFrame:
     named = as_fitted(detector, X)
     scores = np.where(scorable, detector.anomaly_score(named), np.nan)
     table = pd.DataFrame({"anomaly_score": scores})
     table["p_value"] = detector.p_values_of(scores)
-    table["threshold"] = np.where(scorable, detector.threshold_, np.nan)
-    table["is_anomaly"] = pd.array(np.where(scorable, scores > detector.threshold_, 0), dtype="Int64")
+    if fdr is None:
+        table["threshold"] = np.where(scorable, detector.threshold_, np.nan)
+        flagged, rule = scores > detector.threshold_, _rule(detector)
+    else:
+        table["adjusted_p_value"] = adjusted_p_values(table["p_value"])
+        flagged, rule = (table["adjusted_p_value"] <= fdr).to_numpy(), f"benjamini_hochberg fdr={fdr:g}"
+    table["is_anomaly"] = pd.array(np.where(scorable, flagged, 0), dtype="Int64")
     table.loc[~scorable, "is_anomaly"] = pd.NA
+    table["rule"] = pd.Series(rule, index=table.index, dtype="str").where(scorable & flagged)
     table["top_features"], table["top_contributions"] = _top_texts(detector, X, scorable, n_top)
     for name in score_names:
         table[name] = np.where(scorable, detector.anomaly_score(named, score_name=name), np.nan)
     return table
+
+
+def _rule(detector: "VAEDetector") -> str:
+    rule = detector.threshold_rule_
+    return f"{rule['name']} fpr={rule['fpr']:g}"
 
 
 def as_fitted(detector: "VAEDetector", X: pd.DataFrame) -> pd.DataFrame:

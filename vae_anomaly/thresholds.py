@@ -18,6 +18,7 @@ __all__ = [
     "p_values",
     "peaks_over_threshold",
     "quantile",
+    "realised_rate",
 ]
 
 MIN_EXCESSES = 30
@@ -85,6 +86,41 @@ def conformal(scores: ArrayLike, fpr: float) -> float:
     # The tolerance undoes the rounding of products such as 0.1 * 30.
     n_above = math.floor((n_samples + 1) * fpr + 1e-9)
     return float(ordered[n_samples - n_above])
+
+
+def realised_rate(n_samples: int, fpr: float, confidence: float = 0.9) -> tuple[float, float]:
+    """Interval of the false-positive rate that one conformal threshold really has.
+
+    :func:`conformal` keeps ``fpr`` on average over calibration samples. Given one set of n of them, with scores that
+    have a density, the rate follows a Beta(k, n + 1 - k) law, k = floor((n + 1) fpr) (Vovk 2012); the interval leaves
+    out as much on either side.
+
+    Parameters
+    ----------
+    n_samples : int
+        Calibration samples; at least ``conformal_rows_needed(fpr)``.
+    fpr : float in (0, 1)
+    confidence : float, default=0.9
+
+    Returns
+    -------
+    low, high : float
+
+    References
+    ----------
+    .. [1] Vovk, "Conditional validity of inductive conformal predictors", ACML 2012, https://arxiv.org/abs/1209.2673
+
+    Examples
+    --------
+    >>> low, high = realised_rate(1000, 0.01)
+    >>> round(100 * low, 2), round(100 * high, 2)
+    (0.54, 1.57)
+    """
+    n_above = math.floor((n_samples + 1) * check_fpr(fpr) + 1e-9)
+    if n_above < 1:
+        raise ValueError(f"fpr={fpr} needs at least {conformal_rows_needed(fpr)} calibration samples, got {n_samples}.")
+    low, high = stats.beta(n_above, n_samples + 1 - n_above).interval(confidence)
+    return float(low), float(high)
 
 
 def quantile(scores: ArrayLike, fpr: float) -> float:

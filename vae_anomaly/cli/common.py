@@ -244,14 +244,18 @@ def progress(quiet: bool) -> "Iterator[Callable[[float, float, float], None] | N
 
 
 def promise(detector: "VAEDetector") -> str:
-    """What the threshold promises, in one sentence."""
+    """What the threshold promises, and how firmly, in one sentence."""
+    from vae_anomaly.thresholds import realised_rate
+
     rule, n = detector.threshold_rule_, len(detector.calibration_scores_)
     share = f"{100 * rule['fpr']:g} %"
-    if rule["name"] == "conformal" and rule["out_of_fold"]:
-        # Cross-validation+ is proven for twice the rate only; that it keeps the rate itself is what benchmarks show.
-        return f"about {share} of normal rows flagged on average (conformal, {n} rows scored out of fold)"
     if rule["name"] == "conformal":
-        return f"at most {share} of normal rows flagged on average (conformal, {n} calibration rows)"
+        low, high = realised_rate(n, rule["fpr"])
+        firm = f"the true rate is {100 * low:.2g} % to {100 * high:.2g} %, 90 % of the time"
+        if rule["out_of_fold"]:
+            # Cross-validation+ is proven for twice the rate only; benchmarks show that it keeps the rate itself.
+            return f"about {share} of normal rows flagged on average ({n} rows scored out of fold; {firm})"
+        return f"at most {share} of normal rows flagged on average ({n} calibration rows; {firm})"
     if rule["name"] == "quantile":
         return f"{share} of the {n} calibration rows flagged; no promise for new rows (plain quantile)"
     return f"{share} of normal rows flagged, by extrapolation from {n} calibration rows (peaks over threshold)"

@@ -7,6 +7,7 @@ import click
 
 from vae_anomaly.cli.common import (
     FiniteRange,
+    Fraction,
     NameType,
     check_output,
     device_option,
@@ -43,6 +44,11 @@ GATE_FAILED = 6
     "--top", "n_top", type=click.IntRange(0), default=3, show_default=True, help="Features to name for each row."
 )
 @click.option(
+    "--fdr",
+    type=Fraction(),
+    help="In place of the threshold: flag rows together, at most this share of them false alarms on average.",
+)
+@click.option(
     "--fail-above-rate",
     type=FiniteRange(0, 1, max_open=True),
     help="Exit with 6 if a larger share of the rows is flagged.",
@@ -57,6 +63,7 @@ def command(
     output: str,
     score_names: tuple[str, ...],
     n_top: int,
+    fdr: float | None,
     fail_above_rate: float | None,
     device: str,
     overwrite: bool,
@@ -73,9 +80,11 @@ def command(
     file_format = output_format(output)
     detector = load_detector(model, device)
     table = read_data(data, **columns, text_columns=text_columns(detector))
-    predictions, aligned = predict_table(detector, table, score_names=score_names, n_top=n_top)
+    predictions, aligned = predict_table(detector, table, score_names=score_names, n_top=n_top, fdr=fdr)
     _write(predictions, output, file_format)
+    n_calibration = len(detector.calibration_scores_)
     summary = _summary(predictions, aligned, table, output)
+    summary |= {"fdr": fdr, "false_alarm_share": _false_alarm_share(predictions, summary["flagged"], n_calibration)}
     _tell_summary(quiet, summary, aligned)
     if as_json:
         print_json(summary)
@@ -113,6 +122,13 @@ def _summary(predictions: "pd.DataFrame", aligned: "Aligned", table: "Data", out
     }
 
 
+def _false_alarm_share(predictions: "pd.DataFrame", n_flagged: int, n_calibration: int) -> float | None:
+    """Upper bound on the share of false alarms among the flagged rows, with 95 % confidence."""
+    from vae_anomaly.discoveries import false_alarm_share
+
+    return false_alarm_share(predictions["p_value"], n_calibration, n_flagged) if n_flagged else None
+
+
 def _tell_summary(quiet: bool, summary: dict[str, Any], aligned: "Aligned") -> None:
     if aligned.extra:
         names = ", ".join(repr(name) for name in aligned.extra[:10])
@@ -122,5 +138,9 @@ def _tell_summary(quiet: bool, summary: dict[str, Any], aligned: "Aligned") -> N
         first = next(reason for reason in aligned.reasons if reason)
         tell(quiet, f"{summary['not_scored']} rows can't be scored; column 'reason' says why (the first: {first}).")
     tell(quiet, f"Flagged {summary['flagged']} of {summary['scored']} rows ({summary['flagged_share']:.2%}).")
+    if summary["false_alarm_share"] is not None and summary["false_alarm_share"] < 1.0:
+        tell(
+            quiet, f"At most {summary['false_alarm_share']:.0%} of the flagged rows are false alarms (95 % confidence)."
+        )
     if summary["output"] != "-":
         tell(quiet, f"Wrote {summary['output']}.")
