@@ -24,6 +24,7 @@ TABLE = {
     "baselines": set(),
     "splitting": set(),
     "discoveries": set(),
+    "delong": set(),
     # The torch layer.
     "vae": {"errors", "likelihoods", "nets", "priors"},
     "ensemble": {"vae"},
@@ -48,7 +49,7 @@ TABLE = {
     },
     "predictions": {"data", "discoveries", "errors"},
     # Evaluation.
-    "metrics": {"errors"},
+    "metrics": {"delong", "errors"},
     "comparison": {"baselines", "errors", "metrics"},
     "report": {"report.charts", "report.comparison", "report.render"},
     "report.formats": set(),

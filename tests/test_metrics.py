@@ -173,7 +173,7 @@ def test_json_is_plain():
     y, scores = sample()
     written = json.loads(json.dumps(to_json(evaluate(y, scores, 1.0, n_resamples=20)), allow_nan=False))
     assert set(written) == {
-        *("roc_auc", "average_precision", "recall", "precision", "false_alarm_rate", "f1"),
+        *("roc_auc", "roc_auc_delong", "average_precision", "recall", "precision", "false_alarm_rate", "f1"),
         *("threshold", "confusion", "n_rows", "n_normal", "n_anomalies"),
     }
     assert set(written["roc_auc"]) == set(written["f1"]) == {"value", "low", "high", "method"}

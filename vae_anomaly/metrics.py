@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
+from vae_anomaly.delong import area_interval
 from vae_anomaly.errors import DataError
 
 __all__ = [
@@ -121,6 +122,8 @@ class Evaluation:
         Pointwise interval around the ROC curve; None without resamples.
     roc_auc, average_precision : Interval
         Areas, which don't depend on the threshold, with percentile intervals of a stratified bootstrap.
+    roc_auc_delong : Interval
+        The same area with DeLong's interval.
     confusion : Confusion
         ``tn``, ``fp``, ``fn``, ``tp`` at the threshold.
     false_alarm_rate, recall, precision : Interval
@@ -141,6 +144,7 @@ class Evaluation:
     roc_band: Band | None
     roc_auc: Interval
     average_precision: Interval
+    roc_auc_delong: Interval
     confusion: Confusion
     false_alarm_rate: Interval
     recall: Interval
@@ -238,6 +242,7 @@ def evaluate(
         roc_band=band,
         roc_auc=roc_auc,
         average_precision=average_precision,
+        roc_auc_delong=Interval(*area_interval(labels, ranks, confidence), f"DeLong, {100 * confidence:g} %"),
         confusion=Confusion(tn, fp, fn, tp),
         false_alarm_rate=_share(fp, tn + fp, confidence),
         recall=_share(tp, fn + tp, confidence),
@@ -314,7 +319,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     >>> metrics["recall"]["value"], metrics["n_rows"], metrics["confusion"]
     (1.0, 3, {'tn': 2, 'fp': 0, 'fn': 0, 'tp': 1})
     """
-    names = ("roc_auc", "average_precision", "recall", "precision", "false_alarm_rate")
+    names = ("roc_auc", "roc_auc_delong", "average_precision", "recall", "precision", "false_alarm_rate")
     intervals: dict[str, Interval] = {name: getattr(evaluation, name) for name in names}
     intervals["f1"] = Interval(evaluation.f1, None, None, "no interval")
     return {
