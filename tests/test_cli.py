@@ -320,6 +320,8 @@ def test_score_prints_json(model):
     n_flagged = int(read_predictions("scores.csv")["is_anomaly"].sum())
     assert n_flagged >= 4
     assert 0.0 < summary.pop("false_alarm_share") <= 1.0
+    # Twenty rows are too few to see a drift.
+    assert summary.pop("drift_p_value") is None
     assert summary == {
         "data": "new.csv", "output": "scores.csv", "rows": 20, "scored": 20, "flagged": n_flagged,
         "flagged_share": n_flagged / 20, "not_scored": 0, "ignored_columns": [], "fdr": None,
@@ -342,6 +344,16 @@ def test_rows_flagged_together_are_those_of_benjamini_and_hochberg(model):
     assert "threshold" not in table
     assert summary["fdr"] == 0.2
     assert table.loc[50, ["adjusted_p_value", "is_anomaly", "rule"]].isna().all()
+
+
+def test_a_drift_is_told(model):
+    run("calibrate", model, save(mixed(200, seed=9)), "-o", "set.safetensors")
+    rows, model = mixed(300, seed=1), "set.safetensors"
+    assert "Normal itself may have changed" not in run("score", model, save(rows), "-o", "same.csv").stderr
+    rows["flow"] += 0.5 * rows["flow"].std()
+    result = run("score", model, save(rows), "-o", "drifted.csv", "--json")
+    assert "Normal itself may have changed" in result.stderr
+    assert json.loads(result.stdout)["drift_p_value"] < 0.001
 
 
 def test_each_flagged_row_names_its_rule(model):

@@ -25,6 +25,7 @@ TABLE = {
     "splitting": set(),
     "discoveries": set(),
     "delong": set(),
+    "drift": set(),
     # The torch layer.
     "vae": {"errors", "likelihoods", "nets", "priors"},
     "ensemble": {"vae"},
@@ -62,7 +63,7 @@ TABLE = {
     "cli": {"errors"},
     "cli.common": {"data", "data.writers", "detector", "errors", "parameters", "thresholds"},
     "cli.fit": {"cli.common", "detector", "errors", "predictions"},
-    "cli.score": {"atomic", "cli.common", "data.writers", "discoveries", "predictions"},
+    "cli.score": {"atomic", "cli.common", "data.writers", "discoveries", "drift", "predictions"},
     "cli.calibrate": {"cli.common", "errors", "predictions"},
     "cli.report": {"", "atomic", "cli.common", "errors", "metrics", "predictions", "report"},
     "cli.compare": {

@@ -72,6 +72,7 @@ def command(
     **columns: Any,
 ) -> None:
     """Score the rows of DATA with MODEL: one line each, with score, p-value, verdict and the features behind it."""
+    from vae_anomaly.drift import drift_p_value
     from vae_anomaly.predictions import predict_table
 
     if output == "-" and as_json:
@@ -82,9 +83,16 @@ def command(
     table = read_data(data, **columns, text_columns=text_columns(detector))
     predictions, aligned = predict_table(detector, table, score_names=score_names, n_top=n_top, fdr=fdr)
     _write(predictions, output, file_format)
-    n_calibration = len(detector.calibration_scores_)
+    calibration = detector.calibration_scores_
     summary = _summary(predictions, aligned, table, output)
-    summary |= {"fdr": fdr, "false_alarm_share": _false_alarm_share(predictions, summary["flagged"], n_calibration)}
+    summary |= {
+        "fdr": fdr,
+        "false_alarm_share": _false_alarm_share(predictions, summary["flagged"], len(calibration)),
+        # Scores out of fold come from one member each, and the mean of all members has another law.
+        "drift_p_value": None
+        if detector.threshold_rule_["out_of_fold"]
+        else drift_p_value(calibration, predictions["anomaly_score"]),
+    }
     _tell_summary(quiet, summary, aligned)
     if as_json:
         print_json(summary)
@@ -142,5 +150,17 @@ def _tell_summary(quiet: bool, summary: dict[str, Any], aligned: "Aligned") -> N
         tell(
             quiet, f"At most {summary['false_alarm_share']:.0%} of the flagged rows are false alarms (95 % confidence)."
         )
+    _tell_drift(quiet, summary["drift_p_value"])
     if summary["output"] != "-":
         tell(quiet, f"Wrote {summary['output']}.")
+
+
+def _tell_drift(quiet: bool, p_value: float | None) -> None:
+    from vae_anomaly.drift import DRIFT_LEVEL
+
+    if p_value is not None and p_value < DRIFT_LEVEL:
+        tell(
+            quiet,
+            "Even the rows that look normal score unlike the calibration rows (Kolmogorov-Smirnov below the median, "
+            f"p = {p_value:.1g}). Normal itself may have changed; if these rows are normal, calibrate on them.",
+        )
