@@ -22,6 +22,7 @@ import csv
 import json
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -299,7 +300,8 @@ def _summary(
                 ]
             )
         ]
-        rivals = [name for name in ("knn", "isolation_forest") if name in methods and name != method]
+        knn, forest = (f"{name}{_contamination(method)}" for name in ("knn", "isolation_forest"))
+        rivals = [name for name in (knn, forest) if name in methods and name != method]
         loss, lost = (
             min(
                 (roc[dataset] - max(mean(dataset, rival, "roc_auc") or 0.0 for rival in rivals), dataset)
@@ -308,7 +310,7 @@ def _summary(
             if rivals
             else (0.0, "")
         )
-        won = sum(roc[dataset] > (mean(dataset, "knn", "roc_auc") or 0.0) for dataset in whole)
+        won = sum(roc[dataset] > (mean(dataset, knn, "roc_auc") or 0.0) for dataset in whole)
         lines.append(
             _line(
                 [
@@ -319,10 +321,10 @@ def _summary(
                     f"{100 * fmean(alarms):.1f} % ({100 * min(alarms):.1f} to {100 * max(alarms):.1f})"
                     if alarms
                     else "-",
-                    "-" if method == "knn" or "knn" not in methods else f"{won} of {len(whole)}",
+                    "-" if method == knn or knn not in methods else f"{won} of {len(whole)}",
                     f"{loss:+.1f} ({lost})" if loss < 0 else "-",
                     *(
-                        f"{fmean(run[name] for dataset in whole for run in figures[dataset, method]):.2f}"
+                        f"{fmean(median(run[name] for run in figures[dataset, method]) for dataset in whole):.2f}"
                         for name in ("fit_seconds", "score_seconds")
                     ),
                 ]
@@ -345,6 +347,12 @@ def _method(run: dict[str, Any]) -> str:
     name = run["method"] if run["variant"] == DEFAULT else f"{run['method']} ({run['variant']})"
     share = run.get("contamination", 0.0)
     return f"{name}, {share:.0%} contaminated" if share else name
+
+
+def _contamination(name: str) -> str:
+    """What the name of a method says about its training rows."""
+    found = re.search(r", \d+% contaminated$", name)
+    return found.group() if found else ""
 
 
 def _order(run: dict[str, Any]) -> tuple[float, int, str]:
