@@ -23,7 +23,7 @@ TABLE = {
     "priors": set(),
     "baselines": set(),
     "splitting": set(),
-    "discoveries": set(),
+    "discoveries": {"thresholds"},
     "delong": set(),
     "drift": set(),
     # The torch layer.

@@ -1,10 +1,13 @@
 """From the p-values of a batch to the rows to flag, and how many of the flagged ones may be false alarms."""
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+from vae_anomaly.thresholds import check_share
 
 __all__ = ["adjusted_p_values", "check_fdr", "false_alarm_share"]
 
@@ -15,13 +18,9 @@ N_DRAWS = 10_000
 Floats = NDArray[np.float64]
 
 
-def check_fdr(fdr: float) -> float:
+def check_fdr(fdr: Any) -> float:
     """``fdr`` as a float, or ValueError if it does not lie strictly between 0 and 1."""
-    if not 0.0 < float(fdr) < 1.0:
-        raise ValueError(
-            f"fdr={fdr} must lie between 0 and 1, both excluded: the share of flagged rows that are normal."
-        )
-    return float(fdr)
+    return check_share("fdr", fdr, "flagged rows that are normal")
 
 
 def adjusted_p_values(p_values: ArrayLike) -> Floats:

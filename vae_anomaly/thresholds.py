@@ -13,6 +13,7 @@ __all__ = [
     "THRESHOLDS",
     "Threshold",
     "check_fpr",
+    "check_share",
     "conformal",
     "conformal_rows_needed",
     "p_values",
@@ -24,11 +25,16 @@ __all__ = [
 MIN_EXCESSES = 30
 
 
+def check_share(name: str, value: Any, meaning: str) -> float:
+    """``value`` as a float, or ValueError if it does not lie strictly between 0 and 1."""
+    if not (isinstance(value, Real) and 0.0 < float(value) < 1.0):
+        raise ValueError(f"{name}={value} must lie between 0 and 1, both excluded: it is the share of {meaning}.")
+    return float(value)
+
+
 def check_fpr(fpr: Any) -> float:
     """``fpr`` as a float, or ValueError if it does not lie strictly between 0 and 1."""
-    if not (isinstance(fpr, Real) and 0.0 < float(fpr) < 1.0):
-        raise ValueError(f"fpr={fpr} must lie between 0 and 1, both excluded: it is the share of normal rows to flag.")
-    return float(fpr)
+    return check_share("fpr", fpr, "normal rows to flag")
 
 
 def conformal_rows_needed(fpr: float) -> int:

@@ -77,8 +77,8 @@ def train(
     AdamW with a one-cycle learning rate, gradients clipped for each member, and the weight of the KL warmed up.
 
     All members stop at the same step, by the mean over the held-out rows of all, less the tenth that is rated lowest. A
-    fold of a small table is too few rows to choose a step by, all folds together
-    are not; and as no member's step hangs on its own held-out rows alone, these rows may calibrate it, too.
+    fold of a small table is too few rows to choose a step by, all folds together are not; and as no member's step hangs
+    on its own held-out rows alone, these rows may calibrate it, too.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ class _Run:
 
     def _guard(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite; looked at once per check, so that no step waits for the device."""
-        bad = (~torch.isfinite(losses)).any(dim=1)
+        bad = ~torch.isfinite(losses).all(dim=1)
         if bool(bad.any()):
             step = first + int(bad.nonzero()[0, 0])
             epoch, batch = divmod(step, self.steps_per_epoch)
