@@ -304,6 +304,8 @@ def test_a_gigantic_network_is_refused_before_it_is_built(path, change):
         put("schema", 5),
         put("schema", 0, "kind", "evil"),
         put("schema", 0, "scale", None),
+        put("schema", 0, "bends", [0.0]),
+        put("schema", 0, "knots", ["1"]),
         put("params", "n_estimators", 5),
         put("params", "n_estimators", None),
         put("params", "hidden", ["16"]),
@@ -321,6 +323,7 @@ def test_a_gigantic_network_is_refused_before_it_is_built(path, change):
     ],
     ids=[
         "no schema", "no params", "no tensors", "no eps", "empty schema", "schema of no columns", "kind", "scale",
+        "bends", "knots",
         "more members", "no members", "width of text", "fpr of text", "latent_dim", "no threshold", "NaN threshold",
         "threshold rule", "notes", "eps", "usual shares", "no calibration scores", "calibration shape",
         "calibration of NaN",

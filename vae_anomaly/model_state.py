@@ -159,3 +159,6 @@ def _check_shapes(detector: "VAEDetector", tensors: dict[str, Any]) -> None:
     for column in detector.schema_.columns:
         if not (math.isfinite(column.center) and math.isfinite(column.scale) and column.scale > 0):
             raise ValueError(f"column {column.name!r} has no usable scale")
+        knots, bends = np.array(column.knots, dtype=float), np.array(column.bends, dtype=float)
+        if knots.shape != bends.shape or not (np.isfinite(bends).all() and (np.diff(column.scaled(knots)) >= 0).all()):
+            raise ValueError(f"column {column.name!r} has a map to ranks that falls")
