@@ -2,6 +2,7 @@
 
     python reports/benchmarks/adbench.py --data FOLDER --seeds 0 1 2
     python reports/benchmarks/adbench.py --data FOLDER --seeds 0 1 2 --set beta=0.5 --only cardio
+    python reports/benchmarks/adbench.py --data FOLDER --seeds 0 --set MAX_REFERENCE_ROWS=500 --runs ablation.jsonl
     python reports/benchmarks/adbench.py --data FOLDER --scores kl neg_elbo --runs ablation.jsonl
     python reports/benchmarks/adbench.py --data FOLDER --contamination 0.05 --runs contamination.jsonl
     python reports/benchmarks/adbench.py --table --published published.csv
@@ -26,9 +27,11 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import sklearn
@@ -89,7 +92,10 @@ def fit(method: str, overrides: dict[str, Any], train: np.ndarray) -> Fitted:
         with warnings.catch_warnings():
             # Too few rows for a threshold are enough for a score.
             warnings.simplefilter("ignore", CalibrationWarning)
-            detector = VAEDetector(**overrides).fit(train)
+            constants = {name: value for name, value in overrides.items() if name.isupper()}
+            parameters = {name: value for name, value in overrides.items() if name not in constants}
+            with patch.multiple("vae_anomaly.detector", **constants) if constants else nullcontext():
+                detector = VAEDetector(**parameters).fit(train)
         return Fitted(detector.anomaly_score, time.perf_counter() - started, detector)
     baseline = make_baseline(method).fit(train)
     return Fitted(lambda X: -baseline.score_samples(X), time.perf_counter() - started)
@@ -399,7 +405,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", choices=PROTOCOLS, default="B")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", metavar="SUBSTR", help="sets whose name holds one of these")
-    parser.add_argument("--set", type=setting, nargs="+", default=[], metavar="NAME=VALUE", help="detector parameters")
+    parser.add_argument("--set", type=setting, nargs="+", default=[], metavar="NAME=VALUE", help="detector parameters, or constants of detector.py")
     parser.add_argument("--scores", nargs="+", default=[], metavar="NAME", help="further scores of the same fits")
     parser.add_argument("--contamination", type=float, default=0.0, metavar="SHARE", help="anomalies in training rows")
     parser.add_argument("--runs", type=Path, default=HERE / "adbench.jsonl")
