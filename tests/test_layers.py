@@ -52,11 +52,14 @@ TABLE = {
     # Evaluation.
     "metrics": {"delong", "errors"},
     "comparison": {"baselines", "errors", "metrics"},
-    "report": {"report.charts", "report.comparison", "report.render"},
+    "report": {"report.charts", "report.comparison", "report.histogram", "report.render", "report.svg"},
     "report.formats": set(),
-    "report.charts": {"metrics", "report.formats"},
-    "report.comparison": {"metrics", "report.charts", "report.formats", "report.render"},
-    "report.render": {"atomic", "metrics", "report.charts", "report.formats"},
+    "report.axes": set(),
+    "report.svg": {"report.axes"},
+    "report.charts": {"metrics", "report.axes", "report.formats"},
+    "report.histogram": {"metrics", "report.axes", "report.formats"},
+    "report.comparison": {"metrics", "report.charts", "report.formats", "report.render", "report.svg"},
+    "report.render": {"atomic", "metrics", "report.charts", "report.formats", "report.histogram", "report.svg"},
     # The lazy public names.
     "": {"data", "detector", "vae"},
     # The command line.

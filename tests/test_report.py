@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from vae_anomaly.comparison import PairedDifference, Result
 from vae_anomaly.metrics import Interval, evaluate
 from vae_anomaly.report import (
-    charts,
+    axes,
     formats,
+    histogram,
     plot_precision_recall,
     plot_roc,
     plot_score_histogram,
@@ -198,17 +199,17 @@ def test_charts_draw_into_given_axes(plot):
 )
 def test_thinning_keeps_the_areas(n, share, shift):
     given = evaluation(n, share=share, shift=shift, n_resamples=0)
-    x, y = charts._thin(given.roc.fpr, given.roc.tpr)
-    assert len(x) <= charts.MAX_POINTS
+    x, y = axes.thin(given.roc.fpr, given.roc.tpr)
+    assert len(x) <= axes.MAX_POINTS
     assert np.trapezoid(y, x) == pytest.approx(given.roc_auc.value, abs=1e-3)
-    x, y = charts._thin(*charts._steps(given.pr.recall[::-1], given.pr.precision[::-1]))
-    assert len(x) <= charts.MAX_POINTS
+    x, y = axes.thin(*axes.steps(given.pr.recall[::-1], given.pr.precision[::-1]))
+    assert len(x) <= axes.MAX_POINTS
     assert np.trapezoid(y, x) == pytest.approx(given.average_precision.value, abs=1e-3)
 
 
 def test_thinning_keeps_the_tip_of_a_vertical_overshoot():
     # The distance to the line through (1, 2) and (1, 1) is zero, that to the segment is not.
-    x, y = charts._thin(np.array([0.0, 1, 1, 1, 2]), np.array([2.0, 2, 0, 1, 1]))
+    x, y = axes.thin(np.array([0.0, 1, 1, 1, 2]), np.array([2.0, 2, 0, 1, 1]))
     assert (1, 0) in zip(x, y, strict=True)
 
 
@@ -219,9 +220,9 @@ def test_histogram_counts_every_row_once(n):
     scores = np.exp(3 * rng.normal(size=n))
     scores[1] = np.inf
     given = evaluate(y, scores, float(scores[4]), n_resamples=0)
-    edges = charts._score_edges(given, 40)
+    edges = histogram._score_edges(given, 40)
     assert np.all(np.diff(edges) > 0)
-    below, counts, above = charts._binned(scores, edges)
+    below, counts, above = histogram._binned(scores, edges)
     assert below + counts.sum() + above == n
     # The threshold is an edge, so the bars to its right hold the flagged rows and no others.
     (at,) = np.flatnonzero(edges == given.threshold)

@@ -405,7 +405,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", choices=PROTOCOLS, default="B")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", metavar="SUBSTR", help="sets whose name holds one of these")
-    parser.add_argument("--set", type=setting, nargs="+", default=[], metavar="NAME=VALUE", help="detector parameters, or constants of detector.py")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="detector parameters, or constants of detector.py",
+    )
     parser.add_argument("--scores", nargs="+", default=[], metavar="NAME", help="further scores of the same fits")
     parser.add_argument("--contamination", type=float, default=0.0, metavar="SHARE", help="anomalies in training rows")
     parser.add_argument("--runs", type=Path, default=HERE / "adbench.jsonl")

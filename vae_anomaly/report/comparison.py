@@ -7,9 +7,10 @@ from markupsafe import Markup
 from matplotlib import style
 
 from vae_anomaly.metrics import Interval
-from vae_anomaly.report.charts import plot_intervals, to_svg
+from vae_anomaly.report.charts import plot_intervals
 from vae_anomaly.report.formats import as_figure, as_numbers, as_text, as_value
 from vae_anomaly.report.render import MAX_NAME, render_page
+from vae_anomaly.report.svg import to_svg
 
 if TYPE_CHECKING:
     from vae_anomaly.comparison import PairedDifference, Result

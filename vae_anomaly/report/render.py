@@ -16,8 +16,10 @@ from numpy.typing import ArrayLike
 
 from vae_anomaly.atomic import replacing
 from vae_anomaly.metrics import Evaluation, Interval
-from vae_anomaly.report.charts import plot_precision_recall, plot_roc, plot_score_histogram, plot_training, to_svg
+from vae_anomaly.report.charts import plot_precision_recall, plot_roc, plot_training
 from vae_anomaly.report.formats import as_figure, as_number, as_numbers, as_percent, as_text, as_value, is_finite
+from vae_anomaly.report.histogram import plot_score_histogram
+from vae_anomaly.report.svg import to_svg
 
 __all__ = ["render_page", "render_report", "write_report"]
 
