@@ -50,7 +50,10 @@ TABLE = {
     },
     "predictions": {"data", "discoveries", "errors"},
     # Evaluation.
-    "metrics": {"delong", "errors"},
+    "areas": set(),
+    "metrics": {"areas", "delong", "errors"},
+    "paired": {"delong", "errors", "metrics"},
+    "by_type": {"delong", "metrics"},
     "comparison": {"baselines", "errors", "metrics"},
     "report": {"report.charts", "report.comparison", "report.histogram", "report.render", "report.svg"},
     "report.formats": set(),

@@ -31,6 +31,15 @@ def test_areas_are_those_of_scikit_learn(ties):
 
 
 @pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("max_fpr", [0.01, 0.1, 0.37, 1.0])
+def test_the_partial_area_is_that_of_scikit_learn(ties, max_fpr):
+    y, scores = sample(ties=ties)
+    given = evaluate(y, scores, 1.0, max_fpr=max_fpr)
+    assert given.partial_roc_auc.value == pytest.approx(roc_auc_score(y, scores, max_fpr=max_fpr))
+    assert given.partial_roc_auc.low <= given.partial_roc_auc.value <= given.partial_roc_auc.high
+
+
+@pytest.mark.parametrize("ties", [False, True])
 def test_bootstrap_is_that_of_resampled_rows(ties):
     y, scores = sample(ties=ties)
     evaluation = evaluate(y, scores, 1.0, seed=5, n_resamples=60)
@@ -173,7 +182,17 @@ def test_json_is_plain():
     y, scores = sample()
     written = json.loads(json.dumps(to_json(evaluate(y, scores, 1.0, n_resamples=20)), allow_nan=False))
     assert set(written) == {
-        *("roc_auc", "roc_auc_delong", "average_precision", "recall", "precision", "false_alarm_rate", "f1"),
+        *(
+            "roc_auc",
+            "roc_auc_delong",
+            "partial_roc_auc",
+            "max_fpr",
+            "average_precision",
+            "recall",
+            "precision",
+            "false_alarm_rate",
+            "f1",
+        ),
         *("threshold", "confusion", "n_rows", "n_normal", "n_anomalies"),
     }
     assert set(written["roc_auc"]) == set(written["f1"]) == {"value", "low", "high", "method"}

@@ -74,7 +74,7 @@ def area_difference(y: ArrayLike, first: ArrayLike, second: ArrayLike, confidenc
     deviation = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2.0 * covariance[0, 1], 0.0)))
     if deviation == 0.0:
         return AreaDifference(value, value, value, np.nan if value == 0.0 else 0.0)
-    reach = stats.norm.ppf(0.5 + confidence / 2) * deviation
+    reach = float(stats.norm.ppf(0.5 + confidence / 2)) * deviation
     return AreaDifference(value, value - reach, value + reach, float(2.0 * stats.norm.sf(abs(value) / deviation)))
 
 

@@ -1,6 +1,6 @@
 """How well scores separate labelled anomalies from normal rows, each figure with its interval."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
+from vae_anomaly.areas import areas, areas_of, recall_at, resamples
 from vae_anomaly.delong import area_interval
 from vae_anomaly.errors import DataError
 
@@ -24,14 +25,16 @@ __all__ = [
     "evaluate",
     "pr_table",
     "roc_table",
+    "share_interval",
     "to_json",
 ]
 
 Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
 
 # With fewer rows of a class than this, an interval says little and the evaluation has a note about it.
 FEW_ROWS = 10
+# False-alarm rate up to which the partial area looks, unless asked otherwise: beyond it, nobody would read the alarms.
+MAX_FPR = 0.1
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,10 @@ class Evaluation:
         Areas, which don't depend on the threshold, with percentile intervals of a stratified bootstrap.
     roc_auc_delong : Interval
         The same area with DeLong's interval.
+    partial_roc_auc : Interval
+        Area under the ROC curve up to ``max_fpr``, standardised: 0.5 by chance, 1 at best (McClish 1989).
+    max_fpr : float
+        Where the partial area ends.
     confusion : Confusion
         ``tn``, ``fp``, ``fn``, ``tp`` at the threshold.
     false_alarm_rate, recall, precision : Interval
@@ -145,6 +152,8 @@ class Evaluation:
     roc_auc: Interval
     average_precision: Interval
     roc_auc_delong: Interval
+    partial_roc_auc: Interval
+    max_fpr: float
     confusion: Confusion
     false_alarm_rate: Interval
     recall: Interval
@@ -171,6 +180,7 @@ def evaluate(
     seed: int = 0,
     confidence: float = 0.95,
     n_resamples: int | None = None,
+    max_fpr: float = MAX_FPR,
 ) -> Evaluation:
     """Areas, rates and curves of scores against labels, with their intervals.
 
@@ -190,6 +200,8 @@ def evaluate(
         Confidence of every interval.
     n_resamples : int, optional
         Bootstrap resamples: 1000 for up to 20,000 rows and 200 above, unless given. With 0 the areas have no interval.
+    max_fpr : float in (0, 1]
+        False-alarm rate up to which the partial area looks.
 
     Returns
     -------
@@ -217,12 +229,13 @@ def evaluate(
     if np.isnan(threshold):
         raise ValueError("The threshold is NaN. Give a number; rows with a score above it are flagged.")
     n_resamples = _checked_resamples(n_resamples, confidence, len(labels))
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr={max_fpr!r} must lie above 0, and be 1 at most.")
 
     # The figures depend on the order of the scores alone; their ranks keep ties and are finite where a score is not.
     distinct, ranks = np.unique(values, return_inverse=True)
-    areas = _areas(labels, ranks)
-    roc_auc, average_precision, band = _bootstrap(
-        areas, labels, ranks, np.random.default_rng(seed), n_resamples, confidence
+    (roc_auc, average_precision, partial), band = _bootstrap(
+        labels, ranks, np.random.default_rng(seed), n_resamples, confidence, max_fpr
     )
 
     fpr, tpr, at = roc_curve(labels, ranks)
@@ -243,12 +256,16 @@ def evaluate(
         roc_auc=roc_auc,
         average_precision=average_precision,
         roc_auc_delong=Interval(*area_interval(labels, ranks, confidence), f"DeLong, {100 * confidence:g} %"),
+        partial_roc_auc=partial,
+        max_fpr=max_fpr,
         confusion=Confusion(tn, fp, fn, tp),
-        false_alarm_rate=_share(fp, tn + fp, confidence),
-        recall=_share(tp, fn + tp, confidence),
-        precision=_share(tp, tp + fp, confidence) if tp + fp else Interval(None, None, None, "no row is flagged"),
+        false_alarm_rate=share_interval(fp, tn + fp, confidence),
+        recall=share_interval(tp, fn + tp, confidence),
+        precision=share_interval(tp, tp + fp, confidence)
+        if tp + fp
+        else Interval(None, None, None, "no row is flagged"),
         f1=2 * tp / (2 * tp + fp + fn),
-        notes=_notes(len(distinct), tn + fp, fn + tp, float(areas[0]), threshold, n_resamples),
+        notes=_notes(len(distinct), tn + fp, fn + tp, roc_auc.value, threshold, n_resamples),
     )
 
 
@@ -296,11 +313,16 @@ def area_difference(
     labels, others = _checked(y, reference)
     n_resamples = _checked_resamples(n_resamples, confidence, len(labels))
     both = [np.unique(some, return_inverse=True)[1] for some in (values, others)]
-    value = _areas(labels, both[0]) - _areas(labels, both[1])
+    value = (areas(labels, both[0], MAX_FPR) - areas(labels, both[1], MAX_FPR))[:2]
     if not n_resamples:
         return Difference(*(Interval(float(one), None, None, "no interval") for one in value))
     first, second = (
-        np.array([_areas_of(*counts) for counts in _resamples(labels, ranks, np.random.default_rng(seed), n_resamples)])
+        np.array(
+            [
+                areas_of(*counts, MAX_FPR)[:2]
+                for counts in resamples(labels, ranks, np.random.default_rng(seed), n_resamples)
+            ]
+        )
         for ranks in both
     )
     low, high = np.quantile(first - second, _tails(confidence), axis=0)
@@ -319,11 +341,20 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     >>> metrics["recall"]["value"], metrics["n_rows"], metrics["confusion"]
     (1.0, 3, {'tn': 2, 'fp': 0, 'fn': 0, 'tp': 1})
     """
-    names = ("roc_auc", "roc_auc_delong", "average_precision", "recall", "precision", "false_alarm_rate")
+    names = (
+        "roc_auc",
+        "roc_auc_delong",
+        "partial_roc_auc",
+        "average_precision",
+        "recall",
+        "precision",
+        "false_alarm_rate",
+    )
     intervals: dict[str, Interval] = {name: getattr(evaluation, name) for name in names}
     intervals["f1"] = Interval(evaluation.f1, None, None, "no interval")
     return {
         **{name: {"value": i.value, "low": i.low, "high": i.high, "method": i.method} for name, i in intervals.items()},
+        "max_fpr": evaluation.max_fpr,
         "threshold": evaluation.threshold if np.isfinite(evaluation.threshold) else None,
         "confusion": evaluation.confusion._asdict(),
         "n_rows": evaluation.n_rows,
@@ -387,49 +418,6 @@ def _checked_resamples(n_resamples: int | None, confidence: float, n_rows: int) 
     return n_resamples
 
 
-def _counts(ranks: NDArray[np.intp], n_distinct: int) -> Counts:
-    """How often each distinct score occurs."""
-    return np.bincount(ranks, minlength=n_distinct).astype(np.int64)
-
-
-def _roc_auc(normals: Counts, anomalies: Counts) -> float:
-    """Area under the ROC curve, of counts at each distinct score in rising order; a tie counts half."""
-    # Twice the area in whole numbers, so that it is exact.
-    below = np.cumsum(normals) - normals
-    return int((anomalies * (2 * below + normals)).sum()) / (2 * int(normals.sum()) * int(anomalies.sum()))
-
-
-def _average_precision(normals: Counts, anomalies: Counts) -> float:
-    """Precision averaged over the anomalies, of counts at each distinct score in rising order."""
-    caught = anomalies[::-1]
-    flagged = np.cumsum((normals + anomalies)[::-1])
-    # A resample may lack the highest scores: nothing is flagged there, and no anomaly has such a score.
-    precision = np.cumsum(caught) / np.maximum(flagged, 1)
-    return float((caught * precision).sum() / caught.sum())
-
-
-def _areas_of(normals: Counts, anomalies: Counts) -> tuple[float, float]:
-    return _roc_auc(normals, anomalies), _average_precision(normals, anomalies)
-
-
-def _areas(labels: NDArray[np.int8], ranks: NDArray[np.intp]) -> Floats:
-    """ROC-AUC and average precision."""
-    n_distinct = int(ranks.max()) + 1
-    return np.array(_areas_of(_counts(ranks[labels == 0], n_distinct), _counts(ranks[labels == 1], n_distinct)))
-
-
-def _resamples(
-    labels: NDArray[np.int8], ranks: NDArray[np.intp], rng: np.random.Generator, n_resamples: int
-) -> Iterator[tuple[Counts, Counts]]:
-    """Counts at each distinct score of the rows drawn, by class. Which rows depends on labels and seed alone."""
-    n_distinct = int(ranks.max()) + 1
-    normal, anomalous = ranks[labels == 0], ranks[labels == 1]
-    for _ in range(n_resamples):
-        normals = _counts(normal[rng.integers(len(normal), size=len(normal))], n_distinct)
-        anomalies = _counts(anomalous[rng.integers(len(anomalous), size=len(anomalous))], n_distinct)
-        yield normals, anomalies
-
-
 def _tails(confidence: float) -> list[float]:
     return [(1 - confidence) / 2, (1 + confidence) / 2]
 
@@ -438,49 +426,46 @@ def _method(n_resamples: int, confidence: float) -> str:
     return f"stratified bootstrap, {n_resamples} resamples, {100 * confidence:g} %"
 
 
-def _recall_at(normals: Counts, anomalies: Counts, grid: Floats) -> Floats:
-    """Height of the ROC curve at each false-alarm rate in ``grid``; the upper end where the curve is vertical."""
-    fp, tp = np.cumsum(normals[::-1]), np.cumsum(anomalies[::-1])
-    fpr, tpr = np.append(0.0, fp / fp[-1]), np.append(0.0, tp / tp[-1])
-    return np.asarray(np.interp(grid, fpr, tpr))
-
-
 def _bootstrap(
-    areas: Floats,
     labels: NDArray[np.int8],
     ranks: NDArray[np.intp],
     rng: np.random.Generator,
     n_resamples: int,
     confidence: float,
-) -> tuple[Interval, Interval, Band | None]:
-    """Percentile intervals of ROC-AUC and average precision, and the band around the ROC curve."""
-    roc_auc, average_precision = (float(area) for area in areas)
+    max_fpr: float,
+) -> tuple[list[Interval], Band | None]:
+    """The areas of :func:`areas` with percentile intervals, and the band around the ROC curve."""
+    values = areas(labels, ranks, max_fpr)
     if not n_resamples:
-        none = "no interval"
-        return Interval(roc_auc, None, None, none), Interval(average_precision, None, None, none), None
+        return [Interval(float(value), None, None, "no interval") for value in values], None
     grid = np.linspace(0, 1, 201)
-    drawn = np.empty((n_resamples, 2))
+    drawn = np.empty((n_resamples, len(values)))
     recalls = np.empty((n_resamples, len(grid)))
-    for i, (normals, anomalies) in enumerate(_resamples(labels, ranks, rng, n_resamples)):
-        drawn[i] = _areas_of(normals, anomalies)
-        recalls[i] = _recall_at(normals, anomalies, grid)
-    low, high = np.quantile(drawn, _tails(confidence), axis=0)
+    for i, (normals, anomalies) in enumerate(resamples(labels, ranks, rng, n_resamples)):
+        drawn[i] = areas_of(normals, anomalies, max_fpr)
+        recalls[i] = recall_at(normals, anomalies, grid)
+    ends = np.quantile(drawn, _tails(confidence), axis=0).T
     method = _method(n_resamples, confidence)
-    return (
-        Interval(roc_auc, float(low[0]), float(high[0]), method),
-        Interval(average_precision, float(low[1]), float(high[1]), method),
-        Band(grid, *np.quantile(recalls, _tails(confidence), axis=0)),
-    )
+    intervals = [
+        Interval(float(value), float(low), float(high), method) for value, (low, high) in zip(values, ends, strict=True)
+    ]
+    return intervals, Band(grid, *np.quantile(recalls, _tails(confidence), axis=0))
 
 
-def _share(k: int, n: int, confidence: float) -> Interval:
-    """The share ``k / n`` with its Wilson interval."""
+def share_interval(k: int, n: int, confidence: float) -> Interval:
+    """The share ``k / n`` with its Wilson interval.
+
+    Examples
+    --------
+    >>> share_interval(8, 10, 0.95).value
+    0.8
+    """
     ends = binomtest(k, n).proportion_ci(confidence, method="wilson")
     return Interval(k / n, float(ends.low), float(ends.high), f"Wilson, {100 * confidence:g} %")
 
 
 def _notes(
-    n_distinct: int, n_normal: int, n_anomalies: int, roc_auc: float, threshold: float, n_resamples: int
+    n_distinct: int, n_normal: int, n_anomalies: int, roc_auc: float | None, threshold: float, n_resamples: int
 ) -> tuple[str, ...]:
     """What a reader of the figures should know about their limits."""
     notes = []
