@@ -386,6 +386,27 @@ def test_samples_of_an_array_are_an_array():
     assert drawn.dtype == np.float64
 
 
+def test_what_is_expected_has_the_units_and_types_of_the_table(detector):
+    frame = mixed(50, seed=3)
+    expected = detector.reconstruct(frame)
+    assert list(expected.columns) == list(frame.columns)
+    assert np.corrcoef(expected["flow"], frame["flow"])[0, 1] > 0.5
+    assert set(expected["mode"]) <= {*frame["mode"], "other"}
+    shuffled = detector.reconstruct(frame[::-1])[::-1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(shuffled, expected)
+
+
+def test_codes_of_training_rows_are_those_of_the_member_that_kept_them():
+    X = numbers(80)
+    detector = VAEDetector(**TINY).fit(X)
+    kept, codes = detector.training_codes(), detector.latent(X)
+    assert kept.shape[1] == codes.shape[1]
+    nearest = np.abs(kept[:, None] - codes[None]).max(axis=-1).min(axis=1)
+    assert nearest.max() < 1e-5
+    with pytest.raises(ValueError, match="between 0 and"):
+        detector.latent(X, member=99)
+
+
 @pytest.mark.parametrize("n_samples", [1, 2, 3, 1000])
 def test_number_of_samples(detector, n_samples):
     assert len(detector.sample(n_samples)) == n_samples

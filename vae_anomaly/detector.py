@@ -1,6 +1,7 @@
 """VAEDetector: the scikit-learn estimator that ties training, scores and thresholds together."""
 
 import hashlib
+import itertools
 import math
 import os
 import warnings
@@ -498,6 +499,45 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 draws.append(vae.decode(vae.pz().sample((len(rows),))).sample())
         frame = self.schema_.decode(torch.cat(draws).numpy())
         return frame if self.from_frame_ else frame.to_numpy(dtype=np.float64)
+
+    def reconstruct(self, X: Any) -> pd.DataFrame:
+        """What the model expects in each cell, given the row: the decoder's mean at the posterior mean.
+
+        Mean over the members, in the units and types of the training data.
+
+        Returns
+        -------
+        DataFrame of shape (n_samples, n_features)
+        """
+        check_is_fitted(self)
+
+        def expected(vae: VAE, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+            mean: torch.Tensor = vae.decode(vae.encode(x).mean).mean
+            return mean
+
+        return self.schema_.decode(self._map_rows(expected, self._encode(X)))
+
+    def latent(self, X: Any, *, member: int = 0) -> Floats:
+        """Posterior means of one member, shape (n_samples, latent_dim); members have latent spaces of their own."""
+        check_is_fitted(self)
+        encoded = self._encode(X)
+        vae = self._member(member)
+        vae.imputation_steps = IMPUTATION_STEPS if np.isnan(encoded).any() else 0
+        with torch.no_grad():
+            rows = torch.from_numpy(encoded).to(self.ensemble_.device)
+            starts = range(0, len(rows), SCORING_BATCH)
+            codes = [vae.encode(rows[start : start + SCORING_BATCH]).mean for start in starts]
+        return torch.cat(codes).double().cpu().numpy()
+
+    def training_codes(self, *, member: int = 0) -> Floats:
+        """Posterior means of the training rows that one member keeps, shape (n_codes, latent_dim)."""
+        check_is_fitted(self)
+        return self._member(member).codes.double().cpu().numpy()
+
+    def _member(self, index: int) -> VAE:
+        if not 0 <= index < self.n_estimators:
+            raise ValueError(f"member={index} must lie between 0 and {self.n_estimators - 1}.")
+        return next(itertools.islice(self.ensemble_.members(), index, None))
 
     def _encode(self, X: Any) -> NDArray[np.float32]:
         return self.schema_.encode(self._frame(X, reset=False))
