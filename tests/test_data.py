@@ -547,6 +547,54 @@ def test_a_normal_value_needs_a_label():
         read(save("a\n1\n"), normal_value=["ok"])
 
 
+KEPT = "flow,y,machine,kind\n1,0,7,\n2,1,8,leak\n3,0,7,\n"
+
+
+def test_kept_columns_are_no_features_and_travel_along():
+    data = read(save(KEPT), label="y", keep=["machine", "kind"])
+    assert list(data.X) == ["flow"]
+    assert data.dropped == ("y", "machine", "kind")
+    assert list(data.kept) == ["machine", "kind"]
+    assert data.kept["machine"].tolist() == [7, 8, 7]
+    assert data.kept["kind"].fillna("").tolist() == ["", "leak", ""]
+    assert data.take([2, 1]).kept["machine"].tolist() == [7, 8]
+    assert data.normal().kept.index.tolist() == [0, 1]
+    assert data.normal().take([True, False]).kept.shape == (1, 2)
+
+
+def test_without_kept_columns_the_frame_has_rows_and_no_columns():
+    data = read(save("flow,y\n1,0\n2,1\n3,0\n"), label="y")
+    assert data.kept.shape == (3, 0)
+    assert data.normal().kept.shape == (2, 0)
+
+
+@pytest.mark.parametrize("role", ["label", "id", "drop"])
+def test_a_column_may_be_kept_whatever_else_it_is(role):
+    options = {"label": {"label": "kind", "normal_value": "ok"}, "id": {"id": "kind"}, "drop": {"drop": ["kind"]}}
+    data = read(save("flow,kind\n1,ok\n2,leak\n"), keep="kind", **options[role])
+    assert data.kept["kind"].tolist() == ["ok", "leak"]
+    assert data.dropped == ("kind",)
+
+
+def test_kept_columns_of_folders_and_standard_input(monkeypatch):
+    Path("parts").mkdir()
+    save("flow,machine\n1,007\n", "parts/a.csv")
+    save("machine,flow\npress,2\n", "parts/b.csv")
+    assert read("parts", keep=["machine"]).kept["machine"].tolist() == ["007", "press"]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"flow,machine\n1,007\n")))
+    assert read("-", keep=["machine"], text_columns=["machine"]).kept["machine"].tolist() == ["007"]
+
+
+def test_an_array_beside_the_table_may_be_kept():
+    np.savez("pump.npz", X=np.eye(3), machine=np.array([7, 8, 7]))
+    assert read("pump.npz", keep=["machine"]).kept["machine"].tolist() == [7, 8, 7]
+
+
+def test_a_kept_column_that_is_not_there():
+    with says("pump.csv has no column 'machin'. Its columns are 'machine', 'flow', 'y', 'kind'."):
+        read(save(KEPT), keep=["machin"])
+
+
 def test_label_id_and_dropped_columns_are_no_features():
     data = read(save("a,key,y,junk\n1,007,0,x\n2,008,1,y\n"), label="y", id="key", drop=["junk"])
     assert list(data.X) == ["a"]

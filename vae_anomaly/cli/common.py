@@ -154,7 +154,7 @@ def check_output(path: str, overwrite: bool, *, stdout: bool = True, option: str
 
 
 def read_data(path: str, **options: Any) -> "Data":
-    """Table at ``path``; ``-`` is standard input."""
+    """Table at ``path``; ``-`` is standard input. The options are those of :func:`~vae_anomaly.data.read`."""
     from vae_anomaly.data import read
 
     options["id"] = options.pop("id_column", None)

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,11 @@ class Data:
     sources : tuple of (str, int)
         Name and number of rows of each file that was read, in order.
     dropped : tuple of str
-        Columns that are no features: the label, the id and those dropped on request.
+        Columns that are no features: the label, the id, those kept beside the features and those dropped on request.
     rows : ndarray of int, optional
         Position of each sample in ``sources``. All of them in order, unless given.
+    kept : DataFrame, optional
+        Columns that are no features and travel along, one row per sample. None of them, unless given.
 
     Examples
     --------
@@ -60,6 +62,11 @@ class Data:
     sources: tuple[tuple[str, int], ...]
     dropped: tuple[str, ...] = ()
     rows: NDArray[np.intp] | None = None
+    kept: pd.DataFrame = None
+
+    def __post_init__(self) -> None:
+        if self.kept is None:
+            object.__setattr__(self, "kept", pd.DataFrame(index=pd.RangeIndex(len(self.X))))
 
     def __len__(self) -> int:
         return len(self.X)
@@ -78,17 +85,18 @@ class Data:
         return self if self.y is None else self.take(self.y == 0)
 
     def take(self, chosen: ArrayLike) -> "Data":
-        """The samples that a boolean mask or an array of positions names; they keep their ids and locations."""
+        """The samples that a boolean mask or an array of positions names; they keep their ids and locations.
+
+        What stands beside the features in ``kept`` travels along.
+        """
         index = np.arange(len(self))[np.asarray(chosen)]
-        return Data(
+        return replace(
+            self,
             X=self.X.iloc[index].reset_index(drop=True),
             y=None if self.y is None else self.y[index],
             ids=self.ids[index],
-            id_name=self.id_name,
-            name=self.name,
-            sources=self.sources,
-            dropped=self.dropped,
             rows=index if self.rows is None else self.rows[index],
+            kept=self.kept.iloc[index].reset_index(drop=True),
         )
 
     def fingerprint(self) -> str:

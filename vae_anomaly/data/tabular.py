@@ -32,6 +32,7 @@ def read(
     normal_value: Sequence[str] = (),
     id: str | None = None,
     drop: Sequence[str] = (),
+    keep: Sequence[str] = (),
     text_columns: Sequence[str] = (),
     delimiter: str | None = None,
 ) -> Data:
@@ -50,6 +51,9 @@ def read(
         Column that identifies the samples. Row numbers do, unless given.
     drop : sequence of str
         Columns that are no features.
+    keep : sequence of str
+        Columns that are no features either and travel along in ``Data.kept``: a machine, or a kind of anomaly. The
+        label may be one of them.
     text_columns : sequence of str
         Columns that are text even where they look like numbers, so that ``007`` stays ``007``.
     delimiter : str, optional
@@ -77,15 +81,18 @@ def read(
     1   NaN  shut
     >>> data.y
     array([0, 1], dtype=int8)
+    >>> read(path, keep=["state"]).kept["state"].tolist()
+    ['ok', 'leak']
     """
-    normal_value, drop, text_columns = (
-        (names,) if isinstance(names, str) else tuple(map(str, names)) for names in (normal_value, drop, text_columns)
+    normal_value, drop, keep, text_columns = (
+        (names,) if isinstance(names, str) else tuple(map(str, names))
+        for names in (normal_value, drop, keep, text_columns)
     )
     if normal_value and label is None:
         raise DataError("A normal value was given without a label column. Name the column with --label.")
     if delimiter is not None and len(delimiter) != 1:
         raise DataError(f"The delimiter {delimiter!r} is not one character.")
-    named = tuple(dict.fromkeys(name for name in (label, id, *drop) if name is not None))
+    named = tuple(dict.fromkeys(name for name in (label, id, *keep, *drop) if name is not None))
     # Ids are read as text, so that they come out as they stand in the file.
     options = Options(text_columns if id is None else (*text_columns, id), delimiter, named)
     name, parts = _parts(path, options)
@@ -104,6 +111,7 @@ def read(
         name=name,
         sources=tuple((part.name, len(part.frame)) for part in parts),
         dropped=named,
+        kept=frame[list(dict.fromkeys(keep))],
     )
 
 
