@@ -55,14 +55,32 @@ TABLE = {
     "paired": {"delong", "errors", "metrics"},
     "by_type": {"delong", "metrics"},
     "comparison": {"baselines", "errors", "metrics"},
-    "report": {"report.charts", "report.comparison", "report.histogram", "report.render", "report.svg"},
-    "report.formats": set(),
+    "report": {
+        "report.charts", "report.comparison", "report.contents", "report.diagnostics", "report.figures",
+        "report.histogram", "report.render", "report.svg",
+    },
+    "report.formats": {"metrics"},
     "report.axes": set(),
     "report.svg": {"report.axes"},
+    "report.page": set(),
     "report.charts": {"metrics", "report.axes", "report.formats"},
     "report.histogram": {"metrics", "report.axes", "report.formats"},
-    "report.comparison": {"metrics", "report.charts", "report.formats", "report.render", "report.svg"},
-    "report.render": {"atomic", "metrics", "report.charts", "report.formats", "report.histogram", "report.svg"},
+    "report.diagnostics": {"metrics", "report.axes"},
+    "report.operating_points": {"metrics", "report.formats"},
+    "report.contents": {"by_type", "metrics", "paired", "report.diagnostics"},
+    "report.figures": {
+        "atomic", "metrics", "report.charts", "report.contents", "report.diagnostics", "report.formats",
+        "report.histogram",
+    },
+    "report.verdict": {"metrics", "report.contents", "report.formats"},
+    "report.tables": {"by_type", "metrics", "paired", "report.formats"},
+    "report.comparison": {
+        "metrics", "report.charts", "report.formats", "report.page", "report.svg", "report.tables",
+    },
+    "report.render": {
+        "atomic", "metrics", "report.contents", "report.figures", "report.formats", "report.operating_points",
+        "report.page", "report.svg", "report.tables", "report.verdict",
+    },
     # The lazy public names.
     "": {"data", "detector", "vae"},
     # The command line.

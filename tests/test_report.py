@@ -76,7 +76,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "br", "img", "path", "use", "rect", "link"):
+        if tag not in ("meta", "br", "img", "input", "path", "use", "rect", "link"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -172,7 +172,8 @@ def test_ids_are_unique_and_every_reference_has_one():
     page = render_report(evaluation(), **arguments())
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) == len(set(ids))
-    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) == set(ids)
+    references = set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) | set(re.findall(r' for="([^"]+)"', page))
+    assert references <= set(ids)
 
 
 @pytest.mark.parametrize("plot", [plot_roc, plot_precision_recall, plot_score_histogram])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["areas", "areas_of", "counts", "partial_roc_auc", "recall_at", "resamples"]
+__all__ = ["areas", "areas_of", "counts", "partial_roc_auc", "precision_at", "recall_at", "resamples"]
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -61,6 +61,15 @@ def recall_at(normals: Counts, anomalies: Counts, grid: Floats) -> Floats:
     fp, tp = np.cumsum(normals[::-1]), np.cumsum(anomalies[::-1])
     fpr, tpr = np.append(0.0, fp / fp[-1]), np.append(0.0, tp / tp[-1])
     return np.asarray(np.interp(grid, fpr, tpr))
+
+
+def precision_at(normals: Counts, anomalies: Counts, grid: Floats) -> Floats:
+    """Precision at the highest threshold that catches each share in ``grid`` of the anomalies, and one at least."""
+    fp, tp = np.cumsum(normals[::-1]), np.cumsum(anomalies[::-1])
+    # Shares such as 0.3 and 3 / 10 differ by rounding.
+    wanted = np.maximum(np.ceil(grid * tp[-1] - 1e-9), 1)
+    at = np.searchsorted(tp, wanted)
+    return np.asarray(tp[at] / (tp[at] + fp[at]))
 
 
 def partial_roc_auc(normals: Counts, anomalies: Counts, max_fpr: float) -> float:

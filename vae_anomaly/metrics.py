@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from vae_anomaly.areas import areas, areas_of, recall_at, resamples
+from vae_anomaly.areas import areas, areas_of, precision_at, recall_at, resamples
 from vae_anomaly.delong import area_interval
 from vae_anomaly.errors import DataError
 
@@ -21,6 +21,7 @@ __all__ = [
     "Interval",
     "PrecisionRecallCurve",
     "RocCurve",
+    "Unlabelled",
     "area_difference",
     "evaluate",
     "pr_table",
@@ -86,9 +87,9 @@ class PrecisionRecallCurve(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Pointwise bootstrap interval of the recall at each false-alarm rate."""
+    """Pointwise bootstrap interval around a curve: recall at each false-alarm rate, or precision at each recall."""
 
-    fpr: Floats
+    at: Floats
     low: Floats
     high: Floats
 
@@ -121,8 +122,8 @@ class Evaluation:
         ``fpr``, ``tpr`` and ``thresholds``, as of :func:`sklearn.metrics.roc_curve`.
     pr : PrecisionRecallCurve
         ``recall``, ``precision`` and ``thresholds``, as of :func:`sklearn.metrics.precision_recall_curve`.
-    roc_band : Band or None
-        Pointwise interval around the ROC curve; None without resamples.
+    roc_band, pr_band : Band or None
+        Pointwise intervals around the curves; None without resamples.
     roc_auc, average_precision : Interval
         Areas, which don't depend on the threshold, with percentile intervals of a stratified bootstrap.
     roc_auc_delong : Interval
@@ -149,6 +150,7 @@ class Evaluation:
     roc: RocCurve
     pr: PrecisionRecallCurve
     roc_band: Band | None
+    pr_band: Band | None
     roc_auc: Interval
     average_precision: Interval
     roc_auc_delong: Interval
@@ -170,6 +172,47 @@ class Evaluation:
     def prevalence(self) -> float:
         """Share of anomalies among the rows, which is the precision of flagging at random."""
         return self.n_anomalies / self.n_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Unlabelled:
+    """Scores and a threshold without labels.
+
+    Attributes
+    ----------
+    scores : ndarray of shape (n_samples,)
+        Anomaly scores. Higher is more anomalous.
+    threshold : float
+        Rows with a score above it are flagged.
+    is_anomaly : ndarray of shape (n_samples,), optional
+        Which rows are flagged, where another rule than the threshold decided.
+    notes : tuple of str
+
+    Examples
+    --------
+    >>> Unlabelled(np.array([1.0, 2.0, 9.0]), 3.0).n_flagged
+    1
+    """
+
+    scores: Floats
+    threshold: float
+    is_anomaly: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.scores)
+
+    @property
+    def flagged(self) -> NDArray[np.bool_]:
+        """Whether each row is flagged."""
+        return self.scores > self.threshold if self.is_anomaly is None else self.is_anomaly
+
+    @property
+    def n_flagged(self) -> int:
+        """Number of flagged rows."""
+        return int(self.flagged.sum())
 
 
 def evaluate(
@@ -234,7 +277,7 @@ def evaluate(
 
     # The figures depend on the order of the scores alone; their ranks keep ties and are finite where a score is not.
     distinct, ranks = np.unique(values, return_inverse=True)
-    (roc_auc, average_precision, partial), band = _bootstrap(
+    (roc_auc, average_precision, partial), (roc_band, pr_band) = _bootstrap(
         labels, ranks, np.random.default_rng(seed), n_resamples, confidence, max_fpr
     )
 
@@ -252,7 +295,8 @@ def evaluate(
         n_anomalies=fn + tp,
         roc=roc,
         pr=pr,
-        roc_band=band,
+        roc_band=roc_band,
+        pr_band=pr_band,
         roc_auc=roc_auc,
         average_precision=average_precision,
         roc_auc_delong=Interval(*area_interval(labels, ranks, confidence), f"DeLong, {100 * confidence:g} %"),
@@ -433,23 +477,25 @@ def _bootstrap(
     n_resamples: int,
     confidence: float,
     max_fpr: float,
-) -> tuple[list[Interval], Band | None]:
-    """The areas of :func:`areas` with percentile intervals, and the band around the ROC curve."""
+) -> tuple[list[Interval], tuple[Band | None, Band | None]]:
+    """The areas of :func:`areas` with percentile intervals, and the bands around the two curves."""
     values = areas(labels, ranks, max_fpr)
     if not n_resamples:
-        return [Interval(float(value), None, None, "no interval") for value in values], None
+        return [Interval(float(value), None, None, "no interval") for value in values], (None, None)
     grid = np.linspace(0, 1, 201)
     drawn = np.empty((n_resamples, len(values)))
-    recalls = np.empty((n_resamples, len(grid)))
+    recalls, precisions = np.empty((2, n_resamples, len(grid)))
     for i, (normals, anomalies) in enumerate(resamples(labels, ranks, rng, n_resamples)):
         drawn[i] = areas_of(normals, anomalies, max_fpr)
         recalls[i] = recall_at(normals, anomalies, grid)
+        precisions[i] = precision_at(normals, anomalies, grid)
     ends = np.quantile(drawn, _tails(confidence), axis=0).T
     method = _method(n_resamples, confidence)
     intervals = [
         Interval(float(value), float(low), float(high), method) for value, (low, high) in zip(values, ends, strict=True)
     ]
-    return intervals, Band(grid, *np.quantile(recalls, _tails(confidence), axis=0))
+    roc_band, pr_band = (Band(grid, *np.quantile(some, _tails(confidence), axis=0)) for some in (recalls, precisions))
+    return intervals, (roc_band, pr_band)
 
 
 def share_interval(k: int, n: int, confidence: float) -> Interval:

@@ -37,8 +37,8 @@ def plot_roc(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
     ax = new_axes() if ax is None else ax
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (2, 3)), label="at random")
     if evaluation.roc_band is not None:
-        fpr, low, high = evaluation.roc_band
-        ax.fill_between(fpr, low, high, color=NORMAL, alpha=0.15, linewidth=0)
+        at, low, high = evaluation.roc_band
+        ax.fill_between(at, low, high, color=NORMAL, alpha=0.15, linewidth=0)
     x, y = thin(evaluation.roc.fpr, evaluation.roc.tpr)
     ax.plot(x, y, color=NORMAL, linewidth=1.8, label=f"area {as_figure(evaluation.roc_auc.value)}")
     mark(ax, evaluation.false_alarm_rate.value, evaluation.recall.value)
@@ -48,7 +48,7 @@ def plot_roc(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
 
 
 def plot_precision_recall(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
-    """Precision-recall curve with the share of anomalies as a line, and a mark where the threshold lies.
+    """Precision-recall curve with its bootstrap band, the share of anomalies, and a mark where the threshold lies.
 
     The curve is drawn in steps, so that the area under it is the average precision.
 
@@ -71,6 +71,9 @@ def plot_precision_recall(evaluation: Evaluation, ax: Axes | None = None) -> Axe
     """
     ax = new_axes() if ax is None else ax
     ax.axhline(evaluation.prevalence, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), label="at random")
+    if evaluation.pr_band is not None:
+        at, low, high = evaluation.pr_band
+        ax.fill_between(at, low, high, color=NORMAL, alpha=0.15, linewidth=0)
     x, y = thin(*steps(evaluation.pr.recall[::-1], evaluation.pr.precision[::-1]))
     ax.plot(x, y, color=NORMAL, linewidth=1.8, label=f"area {as_figure(evaluation.average_precision.value)}")
     mark(ax, evaluation.recall.value, evaluation.precision.value)

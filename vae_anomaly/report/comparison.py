@@ -8,9 +8,10 @@ from matplotlib import style
 
 from vae_anomaly.metrics import Interval
 from vae_anomaly.report.charts import plot_intervals
-from vae_anomaly.report.formats import as_figure, as_numbers, as_text, as_value
-from vae_anomaly.report.render import MAX_NAME, render_page
+from vae_anomaly.report.formats import as_figure, as_numbers, as_signed, as_text, as_value
+from vae_anomaly.report.page import render_page
 from vae_anomaly.report.svg import to_svg
+from vae_anomaly.report.tables import MAX_NAME
 
 if TYPE_CHECKING:
     from vae_anomaly.comparison import PairedDifference, Result
@@ -66,6 +67,7 @@ def _section(table: Compared, index: int) -> dict[str, Any]:
         "facts": [(as_text(name), as_value(value)) for name, value in table.facts.items()],
         "charts": [
             {
+                "name": f"{key}-{index + 1}",
                 "title": what,
                 "hint": f"Bars are intervals: {method}. Dashed: the VAE."
                 if (method := getattr(table.results[0], key).method)
@@ -113,8 +115,8 @@ def _compared(difference: Interval | None) -> dict[str, Any]:
     if difference.low is not None and difference.high is not None:
         kind = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
     return {
-        "difference": _signed(difference.value),
-        "ends": "" if difference.low is None else f"{_signed(difference.low)} to {_signed(difference.high)}",
+        "difference": as_signed(difference.value),
+        "ends": "" if difference.low is None else f"{as_signed(difference.low)} to {as_signed(difference.high)}",
         "difference_key": difference.value,
         "kind": kind,
     }
@@ -122,13 +124,3 @@ def _compared(difference: Interval | None) -> dict[str, Any]:
 
 def _ends(interval: Interval) -> str:
     return "" if interval.low is None else f"{as_figure(interval.low)} to {as_figure(interval.high)}"
-
-
-def _signed(value: float | None) -> str:
-    """A difference with three decimals, or more where three would round it to 0."""
-    if value is None:
-        return "–"
-    decimals = 3
-    while decimals < 6 and value != 0 and round(value, decimals) == 0:
-        decimals += 1
-    return f"{value:+.{decimals}f}".replace("-", "−")

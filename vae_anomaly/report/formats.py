@@ -8,7 +8,20 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-__all__ = ["as_figure", "as_number", "as_numbers", "as_percent", "as_text", "as_value", "is_finite"]
+from vae_anomaly.metrics import Interval
+
+__all__ = [
+    "as_figure",
+    "as_number",
+    "as_numbers",
+    "as_percent",
+    "as_signed",
+    "as_text",
+    "as_value",
+    "confidence_of",
+    "is_finite",
+    "range_of",
+]
 
 # Control characters would make the file invalid HTML; lone surrogates come from file names that are not UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -73,6 +86,26 @@ def as_figure(value: float | None) -> str:
 def as_percent(value: float | None) -> str:
     """A share in percent with one decimal, or more where one would round it to 0 or 100 %."""
     return "–" if value is None else f"{_rounded(100 * value, 1, whole=100)}\u00a0%"
+
+
+def as_signed(value: float | None) -> str:
+    """A difference with three decimals, or more where three would round it to 0."""
+    if value is None:
+        return "–"
+    decimals = 3
+    while decimals < 6 and value != 0 and round(value, decimals) == 0:
+        decimals += 1
+    return f"{value:+.{decimals}f}".replace("-", "−")
+
+
+def range_of(figure: Interval) -> str:
+    """Ends of an interval of a share, in percent."""
+    return "" if figure.low is None else f"{as_percent(figure.low)[:-2]}–\u2060{as_percent(figure.high)}"
+
+
+def confidence_of(figure: Interval) -> str:
+    """The confidence that the method of an interval ends with."""
+    return figure.method.rpartition(", ")[2].replace(" ", "\u00a0")
 
 
 def _rounded(value: float, decimals: int, whole: float = 1) -> str:

@@ -8,15 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from vae_anomaly.metrics import Evaluation
+from vae_anomaly.metrics import Evaluation, Unlabelled
 from vae_anomaly.report.axes import ANOMALY, INK, NORMAL, Floats, legend, new_axes
 from vae_anomaly.report.formats import as_number
 
 __all__ = ["plot_score_histogram"]
 
 
-def plot_score_histogram(evaluation: Evaluation, ax: Axes | None = None, *, bins: int = 48) -> Axes:
-    """Histogram of the scores of both classes, with the threshold as a line.
+def plot_score_histogram(evaluation: Evaluation | Unlabelled, ax: Axes | None = None, *, bins: int = 48) -> Axes:
+    """Histogram of the scores of each class, with the threshold as a line.
 
     The axis shows where the normal scores and most anomalies lie. Rows farther out are counted in one bar at the end,
     whose label says where it begins. The count axis is logarithmic when one class would be too low to see beside the
@@ -24,8 +24,8 @@ def plot_score_histogram(evaluation: Evaluation, ax: Axes | None = None, *, bins
 
     Parameters
     ----------
-    evaluation : Evaluation
-        Of :func:`vae_anomaly.metrics.evaluate`.
+    evaluation : Evaluation or Unlabelled
+        Of :func:`vae_anomaly.metrics.evaluate`; without labels, all rows are one class.
     ax : matplotlib Axes, optional
         Where to draw; a figure of its own is made when left out.
     bins : int
@@ -46,8 +46,8 @@ def plot_score_histogram(evaluation: Evaluation, ax: Axes | None = None, *, bins
     width = edges[1] - edges[0]
     beyond = {"below": 0, "above": 0}
     peaks = []
-    for label, name, colour in ((0, "normal", NORMAL), (1, "anomalies", ANOMALY)):
-        below, counts, above = _binned(evaluation.scores[evaluation.y == label], edges)
+    for scores, name, colour in _classes(evaluation):
+        below, counts, above = _binned(scores, edges)
         ax.stairs(counts, edges, fill=True, color=colour, alpha=0.45, linewidth=0, label=name)
         ax.stairs(counts, edges, color=colour, linewidth=1.2)
         for n, side, left in (
@@ -86,13 +86,21 @@ def plot_score_histogram(evaluation: Evaluation, ax: Axes | None = None, *, bins
     return ax
 
 
-def _score_edges(evaluation: Evaluation, bins: int) -> Floats:
+def _classes(evaluation: Evaluation | Unlabelled) -> list[tuple[Floats, str, str]]:
+    """Scores, name and colour of each class."""
+    if isinstance(evaluation, Unlabelled):
+        return [(evaluation.scores, "rows", NORMAL)]
+    of = [evaluation.scores[evaluation.y == label] for label in (0, 1)]
+    return [(of[0], "normal", NORMAL), (of[1], "anomalies", ANOMALY)]
+
+
+def _score_edges(evaluation: Evaluation | Unlabelled, bins: int) -> Floats:
     """Evenly spaced edges over the scores worth showing; the threshold is one of them if it lies among them."""
     finite = np.isfinite(evaluation.scores)
     scores = np.clip(evaluation.scores[finite], -1e100, 1e100)
     if not len(scores):
         return np.linspace(-1, 1, bins + 1)
-    labels = evaluation.y[finite]
+    labels = np.zeros(len(scores)) if isinstance(evaluation, Unlabelled) else evaluation.y[finite]
     normal = scores[labels == 0] if (labels == 0).any() else scores
     anomalous = scores[labels == 1] if (labels == 1).any() else scores
     low, high = np.quantile(normal, [0.01, 0.975])

@@ -15,7 +15,7 @@ __all__ = ["to_svg"]
 CSS_COLOURS = {INK: "ink", MUTED: "muted", GRID: "grid", NORMAL: "normal", ANOMALY: "anomaly"}
 
 
-def to_svg(figure: Figure, title: str | None = None) -> str:
+def to_svg(figure: Figure, title: str | None = None, *, frame: bool = False) -> str:
     """SVG element to paste into a web page: equal figures give equal text.
 
     Text stays text, and colours of this module are custom properties of CSS (``--chart-ink``, ``--chart-muted``,
@@ -27,6 +27,9 @@ def to_svg(figure: Figure, title: str | None = None) -> str:
         What to write.
     title : str, optional
         What a screen reader says; the labels of the axes when left out.
+    frame : bool
+        Whether to add an attribute ``data-frame`` that tells a script where the first axes lie: limits of x and
+        where they are drawn, then those of y. The script can use linear scales only.
 
     Returns
     -------
@@ -46,10 +49,21 @@ def to_svg(figure: Figure, title: str | None = None) -> str:
     # The salt makes the ids of clip paths and markers, which must differ between the charts of one page.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"vae_anomaly {title}"}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), title)
+    return _inline(text.getvalue(), title, f' data-frame="{_frame(figure)}"' if frame else "")
 
 
-def _inline(svg: str, title: str) -> str:
+def _frame(figure: Figure) -> list[float]:
+    """Limits of the first axes, and the coordinates of the SVG element at which they are drawn."""
+    ax = figure.axes[0]
+    box, (width, height) = ax.get_position(), 72 * figure.get_size_inches()
+    numbers = [
+        *(*ax.get_xlim(), width * box.x0, width * box.x1),
+        *(*ax.get_ylim(), height * (1 - box.y0), height * (1 - box.y1)),
+    ]
+    return [float(number) for number in numbers]
+
+
+def _inline(svg: str, title: str, attributes: str = "") -> str:
     """SVG text without what a page has no use for, with a text alternative and colours that follow the page."""
     svg = re.sub(r"^.*?(?=<svg\b)|<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = svg.replace("xlink:href=", "href=").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
@@ -69,4 +83,4 @@ def _inline(svg: str, title: str) -> str:
     opening = re.match(r"<svg\b[^>]*>", svg)
     assert opening is not None
     start = re.sub(r' (?:width|height|version)="[^"]*"', "", opening[0])
-    return f'{start[:-1]} role="img" aria-label="{text}">\n<title>{text}</title>{svg[opening.end() :]}'
+    return f'{start[:-1]}{attributes} role="img" aria-label="{text}">\n<title>{text}</title>{svg[opening.end() :]}'
