@@ -209,16 +209,31 @@ def test_report_with_one_class(model, label, kind):
     fails(DATA, sentence, "report", model, "new.csv", "--label", "anomaly", "-o", "out")
 
 
-def test_report_without_labels(model):
-    fails(
-        USAGE,
-        "name the column that says which rows are normal with --label",
-        "report",
-        model,
-        "labelled.csv",
-        "-o",
-        "out",
-    )
+@pytest.mark.parametrize("option", [("--type", "mode"), ("--min-auroc", 0.9)])
+def test_what_needs_labels_is_refused_without_them(model, option):
+    sentence = f"{option[0]} needs labels: name the column that says which rows are normal with --label"
+    fails(USAGE, sentence, "report", model, "labelled.csv", *option, "-o", "out")
+
+
+def test_report_of_a_kind_that_is_not_there(model):
+    given = ("report", model, "labelled.csv", "--label", "anomaly", "--type", "kind", "-o", "out")
+    fails(DATA, "labelled.csv has no column 'kind'", *given)
+
+
+def test_report_of_the_same_model_twice(model):
+    fails(USAGE, "The same model is named twice", "report", model, model, "labelled.csv", "-o", "out")
+
+
+def test_report_on_rows_without_any_value(model):
+    Path("empty.csv").write_text("flow,pressure,count,valve,mode,on\n,,,,,\n")
+    fails(DATA, "empty.csv has no row that can be scored", "report", model, "empty.csv", "-o", "out")
+
+
+def test_charts_are_not_replaced_unasked(model):
+    Path("plots").mkdir()
+    Path("plots/roc.svg").write_text("mine")
+    fails(USAGE, "there are charts already", "report", model, "labelled.csv", "-o", "out", "--plots", "plots")
+    assert Path("plots/roc.svg").read_text() == "mine"
 
 
 COMPARE = ("compare", "new.csv", "--label", "anomaly", "--max-steps", 10, "-o", "out")

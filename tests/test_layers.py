@@ -52,6 +52,10 @@ TABLE = {
     # Evaluation.
     "areas": set(),
     "metrics": {"areas", "delong", "errors"},
+    "account": {
+        "", "by_type", "data", "errors", "metrics", "paired", "predictions", "report.contents",
+        "report.diagnostics", "scores", "thresholds",
+    },
     "paired": {"delong", "errors", "metrics"},
     "by_type": {"delong", "metrics"},
     "comparison": {"baselines", "errors", "metrics"},
@@ -89,7 +93,7 @@ TABLE = {
     "cli.fit": {"cli.common", "detector", "errors", "predictions"},
     "cli.score": {"atomic", "cli.common", "data.writers", "discoveries", "drift", "predictions"},
     "cli.calibrate": {"cli.common", "errors", "predictions"},
-    "cli.report": {"", "atomic", "cli.common", "errors", "metrics", "predictions", "report"},
+    "cli.report": {"account", "atomic", "by_type", "cli.common", "metrics", "paired", "report"},
     "cli.compare": {
         "", "atomic", "cli.common", "comparison", "detector", "errors", "predictions", "report", "report.comparison",
     },

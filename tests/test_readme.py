@@ -45,7 +45,7 @@ def test_shell_commands_run_in_order(folder: Path, monkeypatch: pytest.MonkeyPat
 
 def test_python_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    (example,) = blocks("python")
+    example = "\n".join(blocks("python"))
     exec(compile(example, "README.md", "exec"), {})
 
 

@@ -1,17 +1,16 @@
-"""vae-anomaly report: model and labelled rows in, one HTML page and the figures behind it out."""
+"""vae-anomaly report: model and rows in, one HTML page and the figures behind it out."""
 
 import json
 import shlex
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import numpy as np
 
 from vae_anomaly.cli.common import (
+    FiniteRange,
     Fraction,
     check_output,
     device_option,
@@ -26,15 +25,10 @@ from vae_anomaly.cli.common import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from vae_anomaly.data import Data
-    from vae_anomaly.detector import VAEDetector
-    from vae_anomaly.metrics import Evaluation, Interval
+    from vae_anomaly.metrics import Interval
+    from vae_anomaly.report import Contents
 
 GATE_FAILED = 6
-N_WORST = 20
-N_TOP = 3
 
 
 class Outputs(NamedTuple):
@@ -47,7 +41,7 @@ class Outputs(NamedTuple):
 
 
 @click.command("report")
-@click.argument("model", metavar="MODEL")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.argument("data", metavar="DATA")
 @click.option(
     "-o",
@@ -57,44 +51,93 @@ class Outputs(NamedTuple):
     help="Folder for report.html, metrics.json, roc.csv and pr.csv; or an .html file, with the others beside it.",
 )
 @click.option("--title", help="Heading of the page [default: the name of the data].")
+@click.option("--type", "types", metavar="COLUMN", help="Column with the kind of each anomaly, for recall by kind.")
+@click.option("--plots", metavar="FOLDER", help="Write the charts there, too, as SVG and PNG.")
+@click.option("--scores/--no-scores", "compare", default=True, help="Compare all scores of the model [default: yes].")
+@click.option("--max-fpr", type=Fraction(), default=0.1, show_default=True, help="Where the partial area ends.")
+@click.option("--cost-miss", type=FiniteRange(0), default=1.0, show_default=True, help="Cost of a missed anomaly.")
+@click.option("--cost-alarm", type=FiniteRange(0), default=1.0, show_default=True, help="Cost of a false alarm.")
 @click.option("--min-auroc", type=Fraction(), help="Exit with 6 if the area under the ROC curve is smaller.")
 @table_options(label=True)
 @device_option
 @overwrite_option
 @run_options
 def command(
-    model: str,
+    models: tuple[str, ...],
     data: str,
     output: str,
     title: str | None,
+    types: str | None,
+    plots: str | None,
     min_auroc: float | None,
     device: str,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
-    **columns: Any,
+    **options: Any,
 ) -> None:
-    """Evaluate MODEL on the labelled rows of DATA: ROC, precision-recall, rates at the threshold, worst rows."""
-    from vae_anomaly.metrics import to_json
+    """Evaluate MODEL on the rows of DATA, on one HTML page.
 
+    With --label: ROC, precision-recall, rates at the threshold, worst rows. Without: what needs no labels. Of several
+    models, the first one is reported, and the others are compared with it on the same rows.
+    """
+    from vae_anomaly.account import account
+
+    columns = {name: options.pop(name) for name in ("label", "normal_value", "id_column", "drop", "delimiter")}
     if columns["label"] is None:
-        raise click.UsageError("A report needs labels: name the column that says which rows are normal with --label.")
+        _refuse_without_labels({"--type": types, "--min-auroc": min_auroc})
     outputs = _outputs(output, overwrite)
-    detector = load_detector(model, device)
-    table = read_data(data, **columns, text_columns=text_columns(detector))
-    predictions, evaluation = _evaluate(detector, table, quiet)
-    facts = _facts(detector, table, evaluation, model)
-    worst = _worst(detector, table, predictions)
-    _write(outputs, evaluation, title or f"{Path(model).stem} on {Path(table.name).name}", facts, worst, detector)
-    metrics = to_json(evaluation)
-    _tell_summary(quiet, evaluation, detector.threshold_rule_["fpr"], outputs)
+    _check_plots(plots, overwrite)
+    names = _names(models)
+    detectors = {name: load_detector(path, device) for name, path in names.items()}
+    detector, *_ = detectors.values()
+    table = read_data(
+        data, **columns, keep=() if types is None else (types,), text_columns=_text_columns(*detectors.values())
+    )
+    name, *others = names
+    contents, n_left_out = account(
+        detector,
+        table,
+        title=title or f"{Path(name).stem} on {Path(table.name).name}",
+        model_name=name,
+        others={other: detectors[other] for other in others},
+        types=types,
+        provenance={"Command": _shown_command()},
+        **options,
+    )
+    if n_left_out:
+        tell(quiet, f"Left out {n_left_out} rows without a {'score' if table.y is None else 'label or a score'}.")
+    metrics = _metrics(contents)
+    _write(outputs, contents, metrics, plots)
+    _tell_summary(quiet, contents, outputs, plots, several=len(models) > 1)
     if as_json:
         print_json({"report": str(outputs.html), **metrics})
     if min_auroc is not None and metrics["roc_auc"]["value"] < min_auroc:
         tell(
-            False, f"The area under the ROC curve is {evaluation.roc_auc.value:.4f}, less than --min-auroc {min_auroc}."
+            False,
+            f"The area under the ROC curve is {metrics['roc_auc']['value']:.4f}, less than --min-auroc {min_auroc}.",
         )
         raise click.exceptions.Exit(GATE_FAILED)
+
+
+def _refuse_without_labels(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise click.UsageError(
+                f"{name} needs labels: name the column that says which rows are normal with --label."
+            )
+
+
+def _names(models: tuple[str, ...]) -> dict[str, str]:
+    """What to call each model file: its name, or its path where two have the same name."""
+    files = [Path(path).name for path in models]
+    if len(set(models)) < len(models):
+        raise click.UsageError("The same model is named twice. Name each model once.")
+    return {path if files.count(file) > 1 else file: path for path, file in zip(models, files, strict=True)}
+
+
+def _text_columns(*detectors: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for detector in detectors for name in text_columns(detector)))
 
 
 def _outputs(output: str, overwrite: bool) -> Outputs:
@@ -114,154 +157,109 @@ def _outputs(output: str, overwrite: bool) -> Outputs:
     return outputs
 
 
-def _evaluate(detector: "VAEDetector", table: "Data", quiet: bool) -> tuple["pd.DataFrame", "Evaluation"]:
-    """Predictions, with a column "label", of the rows that have a label and a score; and their evaluation."""
-    from vae_anomaly.errors import DataError
-    from vae_anomaly.metrics import evaluate
-    from vae_anomaly.predictions import predict_table
-
-    assert table.y is not None
-    predictions, _ = predict_table(detector, table, n_top=0)
-    predictions["position"], predictions["label"] = np.arange(len(predictions)), table.y
-    usable = (predictions["label"] >= 0) & predictions["anomaly_score"].notna()
-    if not usable.all():
-        tell(quiet, f"Left out {int((~usable).sum())} rows without a label or a score.")
-    predictions = predictions[usable]
-    y, scores = predictions["label"].to_numpy(), predictions["anomaly_score"].to_numpy(dtype=float)
-    try:
-        return predictions, evaluate(y, scores, detector.threshold_)
-    except DataError as error:
-        raise DataError(f"{table.name}: {error}") from None
+def _check_plots(plots: str | None, overwrite: bool) -> None:
+    if plots is None:
+        return
+    folder = Path(plots)
+    if folder.exists() and not folder.is_dir():
+        raise click.UsageError(f"--plots {plots}: name a folder.")
+    if not folder.resolve().parent.is_dir():
+        raise click.UsageError(f"--plots {plots}: the folder {str(folder.parent)!r} does not exist. Create it first.")
+    if not overwrite and any(folder.glob("*.svg")):
+        raise click.UsageError(f"--plots {plots}: there are charts already. Add --overwrite to replace them.")
 
 
-def _facts(
-    detector: "VAEDetector", table: "Data", evaluation: "Evaluation", model: str
-) -> dict[str, dict[str, object]]:
-    import vae_anomaly
-
-    rule = detector.threshold_rule_
-    return {
-        "model": {
-            "File": Path(model).name,
-            "Score": detector.score_name,
-            "Likelihood": detector.likelihood,
-            "Prior": detector.prior,
-            "Members": detector.n_estimators,
-            "Latent variables": detector.architecture_["latent_dim"],
-            "Active units, by member": ", ".join(str(int(count)) for count in detector.active_units_),
-            "Rows trained on": detector.n_rows_["train"],
-            "Calibration rows": len(detector.calibration_scores_),
-            "Threshold": detector.threshold_,
-            "Threshold rule": rule["name"],
-            "Asked false-alarm rate": f"{100 * rule['fpr']:g} %",
-            "Training data": detector.notes_.get("data", "-"),
-            "Training fingerprint": detector.fingerprint_[:16],
-        },
-        "data": {
-            "File": table.name,
-            "Rows": evaluation.n_normal + evaluation.n_anomalies,
-            "Normal rows": evaluation.n_normal,
-            "Anomalies": evaluation.n_anomalies,
-            "Features": len(detector.schema_.columns),
-            "Fingerprint": table.fingerprint()[:16],
-        },
-        "provenance": {
-            "Command": shlex.join(["vae-anomaly", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "vae-anomaly" else "-",
-            "vae-anomaly": vae_anomaly.__version__,
-            "Seed": str(detector.seed_),
-        },
-    }
+def _shown_command() -> str:
+    return shlex.join(["vae-anomaly", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "vae-anomaly" else "-"
 
 
-def _worst(detector: "VAEDetector", table: "Data", predictions: "pd.DataFrame") -> dict[str, list[dict[str, object]]]:
-    """The flagged rows with the highest scores, and the missed anomalies with the lowest, with their top features."""
-    from vae_anomaly.predictions import align, top_features
+def _metrics(contents: "Contents") -> dict[str, Any]:
+    """What metrics.json holds."""
+    from vae_anomaly.by_type import recall_by_type_json
+    from vae_anomaly.metrics import Unlabelled, to_json
+    from vae_anomaly.paired import compared_json
 
-    flagged = predictions[predictions["is_anomaly"] == 1].nlargest(N_WORST, "anomaly_score")
-    missed = predictions[(predictions["is_anomaly"] == 0) & (predictions["label"] == 1)]
-    missed = missed.nsmallest(N_WORST, "anomaly_score")
-    worst: dict[str, list[dict[str, object]]] = {}
-    for name, rows in (("worst_flagged", flagged), ("worst_missed", missed)):
-        if len(rows) == 0:
-            worst[name] = []
-            continue
-        X = align(detector, table.take(rows["position"].to_numpy())).X
-        names, contributions = top_features(detector, X, N_TOP)
-        worst[name] = [
-            {
-                "row": row[table.id_name],
-                "anomaly_score": float(row["anomaly_score"]),
-                "p_value": float(row["p_value"]),
-                "label": int(row["label"]),
-                "is_anomaly": int(row["is_anomaly"]),
-                "features": [
-                    (feature, float(contribution), _seen(X[feature].iloc[index]))
-                    for feature, contribution in zip(names[index], contributions[index], strict=True)
-                ],
-            }
-            for index, (_, row) in enumerate(rows.iterrows())
-        ]
-    return worst
+    given = contents.evaluation
+    if isinstance(given, Unlabelled):
+        return {
+            "n_rows": given.n_rows,
+            "n_flagged": given.n_flagged,
+            "flagged_share": given.n_flagged / given.n_rows,
+            "threshold": given.threshold if abs(given.threshold) < float("inf") else None,
+        }
+    metrics = to_json(given)
+    if contents.types:
+        metrics["types"] = recall_by_type_json(list(contents.types))
+    if contents.compared:
+        metrics["compared"] = compared_json(list(contents.compared))
+    return metrics
 
 
-def _seen(value: Any) -> str:
-    if value is None or value != value:
-        return "missing"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _write(
-    outputs: Outputs,
-    evaluation: "Evaluation",
-    title: str,
-    facts: dict[str, dict[str, object]],
-    worst: dict[str, list[dict[str, object]]],
-    detector: "VAEDetector",
-) -> None:
+def _write(outputs: Outputs, contents: "Contents", metrics: dict[str, Any], plots: str | None) -> None:
     """Write all files of the report."""
     import pandas as pd
 
     from vae_anomaly.atomic import replacing
-    from vae_anomaly.metrics import pr_table, roc_table, to_json
-    from vae_anomaly.report import render_report
+    from vae_anomaly.metrics import Evaluation, pr_table, roc_table
+    from vae_anomaly.report import render_report, save_plots
 
-    page = render_report(
-        evaluation,
-        title=title,
-        asked_fpr=detector.threshold_rule_["fpr"],
-        history=_mean_history(detector),
-        model=facts["model"],
-        data=facts["data"],
-        provenance=facts["provenance"],
-        worst_flagged=worst["worst_flagged"],
-        worst_missed=worst["worst_missed"],
-    )
+    fields = {name: value for name, value in vars(contents).items() if name != "evaluation"}
+    page = render_report(contents.evaluation, **fields)
+    if plots is not None:
+        save_plots(contents, plots)
     outputs.html.parent.mkdir(exist_ok=True)
-    # All four files appear together, or none does.
+    given = contents.evaluation
+    # All files appear together, or none does.
     with ExitStack() as stack:
-        html, metrics, roc, pr = (stack.enter_context(replacing(path)) for path in outputs)
-        html.write_text(page, encoding="utf-8", newline="\n")
-        metrics.write_text(json.dumps(to_json(evaluation), indent=2) + "\n", encoding="utf-8")
-        pd.DataFrame(roc_table(evaluation)).to_csv(roc, index=False, lineterminator="\n")
-        pd.DataFrame(pr_table(evaluation)).to_csv(pr, index=False, lineterminator="\n")
+        stack.enter_context(replacing(outputs.html)).write_text(page, encoding="utf-8", newline="\n")
+        stack.enter_context(replacing(outputs.metrics)).write_text(
+            json.dumps(metrics, indent=2) + "\n", encoding="utf-8"
+        )
+        if isinstance(given, Evaluation):
+            for path, table in ((outputs.roc, roc_table(given)), (outputs.pr, pr_table(given))):
+                pd.DataFrame(table).to_csv(stack.enter_context(replacing(path)), index=False, lineterminator="\n")
 
 
-def _mean_history(detector: "VAEDetector") -> Mapping[str, Any]:
-    """Training curves, mean over the members."""
-    history = vars(detector.history_)
-    curves = {name: values.mean(axis=1) for name, values in history.items() if values.ndim == 2}
-    return {"epoch": history["epoch"], **curves}
+def _tell_summary(quiet: bool, contents: "Contents", outputs: Outputs, plots: str | None, several: bool) -> None:
+    from vae_anomaly.metrics import Unlabelled
 
-
-def _tell_summary(quiet: bool, evaluation: "Evaluation", fpr: float, outputs: Outputs) -> None:
-    tell(quiet, f"{evaluation.n_normal} normal rows, {evaluation.n_anomalies} anomalies.")
-    tell(quiet, f"ROC-AUC            {_shown(evaluation.roc_auc)}")
-    tell(quiet, f"Average precision  {_shown(evaluation.average_precision)}")
-    tell(quiet, f"Anomalies caught   {_percent(evaluation.recall)}")
-    tell(quiet, f"False alarms       {_percent(evaluation.false_alarm_rate)}, asked for at most {100 * fpr:g} %")
-    for note in evaluation.notes:
+    for caution in contents.cautions:
+        tell(quiet, caution)
+    given = contents.evaluation
+    asked = "" if contents.asked_fpr is None else f", asked for at most {100 * contents.asked_fpr:g} %"
+    if isinstance(given, Unlabelled):
+        share = given.n_flagged / given.n_rows
+        tell(quiet, f"Flagged {given.n_flagged} of {given.n_rows} rows ({share:.2%}){asked} of normal rows.")
+        tell(quiet, "There are no labels: the report shows what needs none. Add --label COLUMN for ROC and rates.")
+        beside = outputs.metrics.name
+    else:
+        tell(quiet, f"{given.n_normal} normal rows, {given.n_anomalies} anomalies.")
+        tell(quiet, f"ROC-AUC            {_shown(given.roc_auc)}")
+        tell(quiet, f"Average precision  {_shown(given.average_precision)}")
+        tell(quiet, f"Anomalies caught   {_percent(given.recall)}")
+        tell(quiet, f"False alarms       {_percent(given.false_alarm_rate)}{asked}")
+        beside = f"{outputs.metrics.name}, {outputs.roc.name}, {outputs.pr.name}"
+    _tell_parts(quiet, contents, several)
+    for note in given.notes:
         tell(quiet, note)
-    tell(quiet, f"Wrote {outputs.html}, and {outputs.metrics.name}, {outputs.roc.name}, {outputs.pr.name} beside it.")
+    tell(quiet, f"Wrote {outputs.html}, and {beside} beside it{'' if plots is None else f'; charts in {plots}'}.")
+
+
+def _tell_parts(quiet: bool, contents: "Contents", several: bool) -> None:
+    """The kind that is caught least, and how other models compare."""
+    if contents.types:
+        least = contents.types[0]
+        tell(quiet, f"Caught least: {least.name}, {least.n_caught} of {least.n_anomalies} ({_percent(least.recall)}).")
+    for other in contents.compared[1:] if several else ():
+        difference = other.difference
+        assert difference.low is not None
+        assert difference.high is not None
+        how = "better" if difference.low > 0 else "worse" if difference.high < 0 else "neither better nor worse"
+        tell(
+            quiet,
+            f"{other.name} ranks these rows {how} than {contents.compared[0].name}: ROC-AUC {difference.value:+.4f} "
+            f"({difference.low:+.4f} to {difference.high:+.4f}; DeLong, p = {other.p_value:.2g}).",
+        )
 
 
 def _shown(figure: "Interval") -> str:

@@ -115,9 +115,7 @@ def plot_latent(latent: LatentMap, ax: Axes | None = None) -> Axes:
 
 
 def _scatter(ax: Axes, points: Floats, colour: str, name: str, *, alpha: float) -> None:
-    dots = ax.scatter(
-        points[:, 0], points[:, 1], s=9, color=colour, alpha=alpha, linewidths=0, label=f"{name} ({len(points):,})"
-    )
+    dots = ax.scatter(points[:, 0], points[:, 1], s=9, color=colour, alpha=alpha, linewidths=0, label=name)
     dots.set_rasterized(len(points) > MAX_VECTOR_POINTS)
 
 

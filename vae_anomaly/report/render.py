@@ -63,7 +63,7 @@ def render_report(evaluation: Evaluation | Unlabelled, **fields: Any) -> str:
         cards=cards(contents),
         curves=[charts[name] for name in MOVING if name in charts],
         decisions=_decisions(evaluation, contents),
-        diagnostics=[charts[name] for name in ("p_values", "promise", "latent") if name in charts],
+        diagnostics=[charts[name] for name in ("p_values", "latent", "promise") if name in charts],
         training=[chart for name, chart in charts.items() if name.startswith("training_")],
         types=type_table(contents.types),
         compared=compared_table(contents.compared),

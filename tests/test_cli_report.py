@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+from tables import TINY_OPTIONS, labelled, mixed, read_predictions, run
+
+from vae_anomaly.scores import SCORES
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two model files of tiny detectors that differ by their seed."""
+    folder = tmp_path_factory.mktemp("models")
+    mixed().to_csv(folder / "normal.csv", index=False)
+    for name, seed in (("pump", 0), ("other", 1)):
+        run("fit", folder / "normal.csv", "-o", folder / f"{name}.safetensors", "--seed", seed, *TINY_OPTIONS)
+    return folder / "pump.safetensors", folder / "other.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frame = labelled()
+    kinds = np.where(np.arange(len(frame)) % 2, "leak", "jam")
+    frame.assign(kind=np.where(frame["anomaly"] == 1, kinds, "none")).to_csv("labelled.csv", index=False)
+
+
+def report(*arguments):
+    run("report", *arguments, "-o", "out")
+    return json.loads(Path("out/metrics.json").read_text())
+
+
+LABELLED = ("labelled.csv", "--label", "anomaly", "--drop", "kind")
+
+
+def test_all_scores_are_compared_with_the_models_own(models):
+    compared = report(models[0], *LABELLED)["compared"]
+    assert compared[0]["name"] == "novelty"
+    assert compared[0]["p_value"] is None
+    assert {one["name"] for one in compared} == set(SCORES)
+    run("score", models[0], "labelled.csv", "--drop", "kind", "--drop", "anomaly", "-o", "s.csv", "--scores", "kl")
+    labels = pd.read_csv("labelled.csv")["anomaly"]
+    kl = next(one for one in compared if one["name"] == "kl")
+    assert kl["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, read_predictions("s.csv")["kl"]), abs=1e-9)
+
+
+def test_scores_need_not_be_compared(models):
+    assert "compared" not in report(models[0], *LABELLED, "--no-scores")
+
+
+def test_models_are_compared_on_the_same_rows(models):
+    compared = report(*models, *LABELLED)["compared"]
+    assert [one["name"] for one in compared] == ["pump.safetensors", "other.safetensors"]
+    alone = {}
+    for model in models:
+        run("report", model, *LABELLED, "-o", "alone", "--overwrite", "-q")
+        alone[model.name] = json.loads(Path("alone/metrics.json").read_text())["roc_auc"]["value"]
+    assert compared[1]["difference"]["value"] == pytest.approx(
+        alone["other.safetensors"] - alone["pump.safetensors"], abs=1e-9
+    )
+
+
+def test_the_kind_that_is_caught_least_is_named(models):
+    result = run("report", models[0], "labelled.csv", "--label", "anomaly", "--type", "kind", "-o", "out")
+    types = json.loads(Path("out/metrics.json").read_text())["types"]
+    assert {one["name"] for one in types} == {"jam", "leak"}
+    assert f"Caught least: {types[0]['name']}" in result.stderr
+    assert "Recall by type of anomaly" in Path("out/report.html").read_text()
+
+
+def test_a_report_without_labels_shows_what_needs_none(models):
+    metrics = report(models[0], "labelled.csv", "--drop", "kind", "--drop", "anomaly")
+    run("score", models[0], "labelled.csv", "--drop", "kind", "--drop", "anomaly", "-o", "s.csv")
+    assert metrics["n_flagged"] == read_predictions("s.csv")["is_anomaly"].sum()
+    page = Path("out/report.html").read_text()
+    assert "There are no labels" in page
+    assert 'id="chart-p_values"' in page
+    assert 'id="chart-roc"' not in page
+    assert not Path("out/roc.csv").exists()
+
+
+def test_charts_are_written_for_papers(models):
+    for folder in ("plots", "again"):
+        run("report", models[0], *LABELLED, "-o", folder + "-out", "--plots", folder, "-q")
+    files = sorted(path.name for path in Path("plots").iterdir())
+    assert {"roc.svg", "roc.png", "precision_recall.svg", "p_values.png", "latent.svg", "promise.svg"} <= set(files)
+    for name in files:
+        assert Path("plots", name).read_bytes() == Path("again", name).read_bytes()
+
+
+def test_costs_and_the_partial_area_are_those_asked_for(models):
+    metrics = report(models[0], *LABELLED, "--cost-miss", 20, "--cost-alarm", 0.5, "--max-fpr", 0.3)
+    assert metrics["max_fpr"] == 0.3
+    page = Path("out/report.html").read_text()
+    assert 'id="cost-miss" min="0" step="any" value="20"' in page
+    assert 'id="cost-alarm" min="0" step="any" value="0.5"' in page

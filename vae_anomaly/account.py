@@ -1,0 +1,271 @@
+"""What a detector has to show on a table of rows: the contents of a report."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import vae_anomaly
+from vae_anomaly.by_type import TypeRecall, recall_by_type
+from vae_anomaly.data import Data
+from vae_anomaly.errors import DataError
+from vae_anomaly.metrics import MAX_FPR, Evaluation, Unlabelled, evaluate
+from vae_anomaly.paired import Compared, compare_scores
+from vae_anomaly.predictions import align, as_fitted, predict_table, top_features
+from vae_anomaly.report.contents import Contents
+from vae_anomaly.report.diagnostics import LatentMap, latent_map
+from vae_anomaly.scores import SCORES
+from vae_anomaly.thresholds import realised_rate
+
+if TYPE_CHECKING:
+    from vae_anomaly.detector import VAEDetector
+
+__all__ = ["Account", "account"]
+
+N_WORST = 20
+N_TOP = 3
+N_SAMPLES = 5
+# The latent map shows no more dots than this, so no more rows need a code.
+MAX_LATENT_ROWS = 3000
+# Each score is one more pass over the rows; of more rows than these, an even choice is compared.
+MAX_COMPARED_ROWS = 20_000
+
+Floats = NDArray[np.float64]
+
+
+class Account(NamedTuple):
+    """The contents of a report, and how many rows had no place in it."""
+
+    contents: Contents
+    n_left_out: int
+    """Rows without a score, and where there are labels, rows without one."""
+
+
+class Scored(NamedTuple):
+    """The rows that count, what became of them, and their scores by other detectors."""
+
+    rows: Data
+    predictions: pd.DataFrame
+    others: dict[str, Floats]
+
+
+def account(
+    detector: "VAEDetector",
+    data: Data,
+    *,
+    title: str,
+    model_name: str = "model",
+    others: "Mapping[str, VAEDetector] | None" = None,
+    types: str | None = None,
+    compare: bool = True,
+    max_fpr: float = MAX_FPR,
+    cost_miss: float = 1.0,
+    cost_alarm: float = 1.0,
+    provenance: Mapping[str, object] | None = None,
+) -> Account:
+    """Contents of the report of a detector on some rows, labelled or not.
+
+    Parameters
+    ----------
+    detector : VAEDetector
+        Fitted.
+    data : Data
+        Rows to evaluate on; ``data.y`` is None without labels.
+    title : str
+        Heading of the report.
+    model_name : str
+        What to call the detector.
+    others : mapping of str to VAEDetector, optional
+        Detectors to compare with on the same rows.
+    types : str, optional
+        Column of ``data.kept`` with the kind of each anomaly.
+    compare : bool
+        Whether to compare all scores of the detector.
+    max_fpr, cost_miss, cost_alarm
+        As of :func:`vae_anomaly.metrics.evaluate` and :class:`vae_anomaly.report.contents.Contents`.
+    provenance : mapping of str to object, optional
+
+    Raises
+    ------
+    DataError
+        If no row can be scored, or all labels are of one class.
+    """
+    scored = _score(detector, data, others or {})
+    evaluation = _evaluate(detector, scored, max_fpr)
+    predictions = scored.predictions
+    missed = predictions[(predictions["is_anomaly"] == 0) & (scored.rows.y == 1)]
+    contents = Contents(
+        evaluation,
+        title=title,
+        model=_model_facts(detector, model_name),
+        data=_data_facts(detector, data, evaluation),
+        provenance={**(provenance or {}), "vae-anomaly": vae_anomaly.__version__, "Seed": str(detector.seed_)},
+        asked_fpr=detector.threshold_rule_["fpr"],
+        promise=_promise(detector),
+        p_values=predictions["p_value"].to_numpy(dtype=float),
+        history=_mean_history(detector),
+        latent=_latent(detector, scored),
+        worst_flagged=_worst(detector, scored, predictions[_flagged(predictions)].nlargest(N_WORST, "anomaly_score")),
+        worst_missed=_worst(detector, scored, missed.nsmallest(N_WORST, "anomaly_score")),
+        types=_types(evaluation, scored.rows, types),
+        compared=_compared(detector, scored, model_name, compare=compare),
+        samples=_samples(detector, scored),
+        cost_miss=cost_miss,
+        cost_alarm=cost_alarm,
+    )
+    return Account(contents, len(data) - len(scored.rows))
+
+
+def _score(detector: "VAEDetector", data: Data, others: "Mapping[str, VAEDetector]") -> Scored:
+    predictions, _ = predict_table(detector, data, n_top=0)
+    scores = {
+        name: predict_table(other, data, n_top=0)[0]["anomaly_score"].to_numpy(dtype=float)
+        for name, other in others.items()
+    }
+    usable = np.array(predictions["anomaly_score"].notna())
+    for values in scores.values():
+        usable &= ~np.isnan(values)
+    if data.y is not None:
+        usable &= data.y >= 0
+    if not usable.any():
+        what = "row that can be scored" if data.y is None else "row with a label that can be scored"
+        raise DataError(f"{data.name} has no {what}.")
+    return Scored(
+        data.take(usable),
+        predictions[usable].reset_index(drop=True),
+        {name: values[usable] for name, values in scores.items()},
+    )
+
+
+def _evaluate(detector: "VAEDetector", scored: Scored, max_fpr: float) -> Evaluation | Unlabelled:
+    scores = scored.predictions["anomaly_score"].to_numpy(dtype=float)
+    if scored.rows.y is None:
+        return Unlabelled(scores, detector.threshold_, _flagged(scored.predictions))
+    try:
+        return evaluate(scored.rows.y, scores, detector.threshold_, max_fpr=max_fpr)
+    except DataError as error:
+        raise DataError(f"{scored.rows.name}: {error} Without --label, a report shows what needs no labels.") from None
+
+
+def _flagged(predictions: pd.DataFrame) -> NDArray[np.bool_]:
+    flagged: NDArray[np.bool_] = (predictions["is_anomaly"] == 1).to_numpy(dtype=bool)
+    return flagged
+
+
+def _promise(detector: "VAEDetector") -> tuple[float, float] | None:
+    """Interval of the true false-alarm rate, where the rule of the threshold has a law for it."""
+    rule = detector.threshold_rule_
+    if rule["name"] != "conformal" or not np.isfinite(detector.threshold_):
+        return None
+    return realised_rate(len(detector.calibration_scores_), rule["fpr"])
+
+
+def _model_facts(detector: "VAEDetector", model_name: str) -> dict[str, object]:
+    rule = detector.threshold_rule_
+    return {
+        "File": model_name,
+        "Score": detector.score_name,
+        "Likelihood": detector.likelihood,
+        "Prior": detector.prior,
+        "Members": detector.n_estimators,
+        "Latent variables": detector.architecture_["latent_dim"],
+        "Active units, by member": ", ".join(str(int(count)) for count in detector.active_units_),
+        "Rows trained on": detector.n_rows_["train"],
+        "Calibration rows": len(detector.calibration_scores_),
+        "Threshold": detector.threshold_,
+        "Threshold rule": rule["name"] + (", out of fold" if rule["out_of_fold"] else ""),
+        "Asked false-alarm rate": "-" if rule["fpr"] is None else f"{100 * rule['fpr']:g} %",
+        "Training data": detector.notes_.get("data", "-"),
+        "Training fingerprint": detector.fingerprint_[:16],
+    }
+
+
+def _data_facts(detector: "VAEDetector", data: Data, evaluation: Evaluation | Unlabelled) -> dict[str, object]:
+    classes: dict[str, object] = {}
+    if isinstance(evaluation, Evaluation):
+        classes = {"Normal rows": evaluation.n_normal, "Anomalies": evaluation.n_anomalies}
+    return {
+        "File": data.name,
+        "Rows": evaluation.n_rows,
+        **classes,
+        "Features": len(detector.schema_.columns),
+        "Fingerprint": data.fingerprint()[:16],
+    }
+
+
+def _mean_history(detector: "VAEDetector") -> Mapping[str, Any]:
+    """Training curves, mean over the members."""
+    history = vars(detector.history_)
+    curves = {name: values.mean(axis=1) for name, values in history.items() if values.ndim == 2}
+    return {"epoch": history["epoch"], **curves}
+
+
+def _latent(detector: "VAEDetector", scored: Scored) -> LatentMap:
+    some = np.linspace(0, len(scored.rows) - 1, min(len(scored.rows), MAX_LATENT_ROWS)).astype(int)
+    rows = scored.rows.take(some)
+    codes = detector.latent(as_fitted(detector, align(detector, rows).X))
+    return latent_map(detector.training_codes(), codes, y=rows.y, flagged=_flagged(scored.predictions)[some])
+
+
+def _worst(detector: "VAEDetector", scored: Scored, worst: pd.DataFrame) -> list[dict[str, object]]:
+    """Rows with their top features, seen and expected."""
+    if not len(worst):
+        return []
+    rows = scored.rows.take(worst.index.to_numpy())
+    X = align(detector, rows).X
+    names, contributions = top_features(detector, X, N_TOP)
+    expected = detector.reconstruct(as_fitted(detector, X))
+    expected.columns = X.columns
+    label = (None,) * len(rows) if rows.y is None else rows.y.tolist()
+    return [
+        {
+            "row": row[rows.id_name],
+            "anomaly_score": float(row["anomaly_score"]),
+            "p_value": float(row["p_value"]),
+            "label": label[index],
+            "is_anomaly": int(row["is_anomaly"]),
+            "features": [
+                (name, float(share), _shown(X[name].iloc[index]), _shown(expected[name].iloc[index]))
+                for name, share in zip(names[index], contributions[index], strict=True)
+            ],
+        }
+        for index, (_, row) in enumerate(worst.iterrows())
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None or value != value:
+        return "missing"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _types(evaluation: Evaluation | Unlabelled, rows: Data, types: str | None) -> list[TypeRecall]:
+    if types is None or not isinstance(evaluation, Evaluation):
+        return []
+    return recall_by_type(evaluation, rows.kept[types].to_numpy(dtype=object))
+
+
+def _compared(detector: "VAEDetector", scored: Scored, model_name: str, *, compare: bool) -> list[Compared]:
+    """All scores of the detector, or other detectors, on the same rows; the detector's own score comes first."""
+    y = scored.rows.y
+    if y is None or not (scored.others or compare):
+        return []
+    own = scored.predictions["anomaly_score"].to_numpy(dtype=float)
+    if scored.others:
+        return compare_scores(y, {model_name: own, **scored.others})
+    some = np.linspace(0, len(own) - 1, min(len(own), MAX_COMPARED_ROWS)).astype(int)
+    if len(set(y[some])) < 2:
+        return []
+    X = as_fitted(detector, align(detector, scored.rows.take(some)).X)
+    others = {name: detector.anomaly_score(X, score_name=name) for name in SCORES if name != detector.score_name}
+    return compare_scores(y[some], {detector.score_name: own[some], **others})
+
+
+def _samples(detector: "VAEDetector", scored: Scored) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows drawn from the model, and the first rows of the data that pass."""
+    drawn = detector.sample(N_SAMPLES)
+    passed = np.flatnonzero(~_flagged(scored.predictions) & (scored.rows.y != 1))[:N_SAMPLES]
+    real = align(detector, scored.rows.take(passed)).X
+    return pd.DataFrame(drawn, columns=real.columns), real
