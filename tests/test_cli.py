@@ -152,7 +152,7 @@ def test_fit_prints_json():
     summary = json.loads(result.stdout)
     assert summary.keys() >= {
         "model", "rows", "normal_rows", "anomalies_left_out", "unlabelled_left_out", "trained_on", "calibrated_on",
-        "threshold", "fpr", "active_units", "notes",
+        "threshold", "fpr", "rule", "extrapolation", "active_units", "notes",
     }  # fmt: skip
     assert (summary["rows"], summary["trained_on"], summary["calibrated_on"]) == (200, 200, 80)
     assert summary["threshold"] == load("m.safetensors").threshold_
@@ -408,7 +408,7 @@ def test_calibrate(model):
     summary = json.loads(result.stdout)
     assert summary == {
         "model": "new.safetensors", "calibrated_on": 150, "threshold_before": before.threshold_,
-        "threshold": after.threshold_, "fpr": 0.1, "rule": "quantile",
+        "threshold": after.threshold_, "fpr": 0.1, "rule": "quantile", "extrapolation": None,
     }  # fmt: skip
 
 
@@ -426,6 +426,15 @@ def test_calibrate_leaves_rows_out_that_cannot_be_scored(model):
     rows.loc[4, "flow"] = np.inf
     result = run("calibrate", model, save(rows), "-o", "new.safetensors", "--json")
     assert json.loads(result.stdout)["calibrated_on"] == 98
+
+
+def test_an_extrapolated_threshold_says_what_it_is(model):
+    options = ("--threshold", "peaks_over_threshold", "--fpr", 0.005)
+    result = run("calibrate", model, save(mixed(800, seed=1)), "-o", "new.safetensors", *options, "--json")
+    assert "0.5 % of normal rows flagged, by extrapolation from 800 calibration rows (peaks over" in result.stderr
+    assert "with 95 % confidence, and if their law holds on, the shape of the tail is" in result.stderr
+    assert json.loads(result.stdout)["extrapolation"] == load("new.safetensors").threshold_rule_["extrapolation"]
+    assert "extrapolated by" in run("inspect", "new.safetensors").stdout
 
 
 # report --------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import SCORES
 from vae_anomaly.splitting import rows_to_fit
-from vae_anomaly.thresholds import THRESHOLDS
+from vae_anomaly.thresholds import THRESHOLDS, Threshold
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,9 @@ def test_calibration_moves_the_threshold_and_not_the_scores(threshold):
     assert detector.offset_ > before
     assert np.array_equal(detector.score_samples(X), scores)
     assert len(detector.calibration_scores_) == 500
-    assert detector.threshold_rule_ == {"name": threshold, "fpr": 0.2, "out_of_fold": False}
+    rule = detector.threshold_rule_
+    assert (rule["name"], rule["fpr"], rule["out_of_fold"]) == (threshold, 0.2, False)
+    assert (rule["extrapolation"] is not None) == (threshold == "peaks_over_threshold")
 
 
 def test_calibration_can_change_the_rule():
@@ -342,6 +344,25 @@ def test_too_few_rows_to_calibrate(fpr, needed):
 def test_enough_rows_make_no_warning(recwarn):
     VAEDetector(**TINY).fit(numbers(rows_to_fit(19, TINY["n_estimators"])))
     assert not [warning for warning in recwarn if warning.category is CalibrationWarning]
+
+
+def test_a_rule_that_refuses_the_scores_costs_the_threshold_and_not_the_fit(monkeypatch):
+    def refuse(scores, fpr):
+        raise ValueError("The tail is too short.")
+
+    monkeypatch.setitem(THRESHOLDS, "peaks_over_threshold", Threshold(refuse, lambda fpr: 1, refuse))
+    with pytest.warns(CalibrationWarning, match=r"The tail is too short\. No row will be flagged until calibrate"):
+        detector = VAEDetector(**TINY, threshold="peaks_over_threshold").fit(numbers())
+    assert detector.threshold_ == math.inf
+    assert detector.threshold_rule_["extrapolation"] is None
+    assert len(detector.calibration_scores_) == 80
+
+
+@pytest.mark.parametrize(("n_rows", "named"), [(400, False), (800, True)])
+def test_too_few_rows_for_conformal_may_be_enough_to_extrapolate(n_rows, named):
+    with pytest.warns(CalibrationWarning) as caught:
+        VAEDetector(**TINY, fpr=0.001).fit(numbers(n_rows))
+    assert any("--threshold peaks_over_threshold" in str(warning.message) for warning in caught) == named
 
 
 @pytest.mark.parametrize(

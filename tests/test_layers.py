@@ -17,7 +17,8 @@ TABLE = {
     # The ground: nothing of the package.
     "errors": set(),
     "atomic": set(),
-    "thresholds": set(),
+    "tails": set(),
+    "thresholds": {"tails"},
     "nets": set(),
     "likelihoods": set(),
     "priors": set(),
@@ -43,10 +44,12 @@ TABLE = {
     "data.samples": {"errors"},
     # The estimator.
     "parameters": {"errors", "likelihoods", "priors", "scores", "thresholds"},
-    "model_state": {"", "parameters", "persistence", "ensemble", "preprocessing", "thresholds", "training", "errors"},
+    "model_state": {
+        "", "parameters", "persistence", "ensemble", "preprocessing", "tails", "thresholds", "training", "errors",
+    },
     "detector": {
         "ensemble", "errors", "likelihoods", "model_state", "parameters", "preprocessing", "scores", "splitting",
-        "thresholds", "training", "vae",
+        "tails", "thresholds", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors"},
     # Evaluation.

@@ -95,7 +95,23 @@ def test_a_calibration_is_saved(detector, path, tmp_path):
     copy.save(tmp_path / "again.safetensors")
     again = load(tmp_path / "again.safetensors")
     assert again.threshold_ == copy.threshold_ != detector.threshold_
-    assert again.threshold_rule_ == {"name": "quantile", "fpr": 0.1, "out_of_fold": False}
+    assert again.threshold_rule_ == {"name": "quantile", "fpr": 0.1, "out_of_fold": False, "extrapolation": None}
+
+
+@pytest.fixture
+def extrapolated(detector, path, tmp_path):
+    """Model file whose threshold goes beyond the calibration rows."""
+    copy = load(path).calibrate(mixed(800, seed=1), threshold="peaks_over_threshold", fpr=0.005)
+    copy.save(tmp_path / NAME)
+    return copy, tmp_path / NAME
+
+
+def test_an_extrapolation_is_saved(extrapolated):
+    saved, path = extrapolated
+    beyond = saved.threshold_rule_["extrapolation"]
+    assert beyond["threshold"] == saved.threshold_
+    assert beyond["low"] < beyond["threshold"] < beyond["high"]
+    assert load(path).threshold_rule_ == saved.threshold_rule_
 
 
 @pytest.mark.filterwarnings("ignore::vae_anomaly.errors.CalibrationWarning")
@@ -330,6 +346,29 @@ def test_a_gigantic_network_is_refused_before_it_is_built(path, change):
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(path, change):
+    forge(path, change)
+    with refused(f"{NAME} does not hold a whole model"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("threshold", "extrapolation", "threshold", 0.0),
+        put("threshold", "extrapolation", "low", 1e9),
+        put("threshold", "extrapolation", "shape_high", -9.0),
+        put("threshold", "extrapolation", "shape", math.nan),
+        put("threshold", "extrapolation", "n_excesses", 3),
+        put("threshold", "extrapolation", "level", 1e9),
+        put("threshold", "extrapolation", {}),
+        put("threshold", "extrapolation", 5),
+        put("threshold", "value", 0.0),
+        put("threshold", "name", "conformal"),
+        lambda header, tensors: header["threshold"].pop("extrapolation"),
+    ],
+)
+def test_an_extrapolation_that_does_not_fit_is_refused(extrapolated, change):
+    _, path = extrapolated
     forge(path, change)
     with refused(f"{NAME} does not hold a whole model"):
         load(path)

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Self
 
 import numpy as np
@@ -24,7 +25,8 @@ from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, shares
 from vae_anomaly.splitting import Split, rows_to_fit, split_rows
-from vae_anomaly.thresholds import THRESHOLDS, check_fpr, p_values
+from vae_anomaly.tails import excess_rows_needed
+from vae_anomaly.thresholds import THRESHOLDS, check_fpr, or_extrapolate, p_values
 from vae_anomaly.training import OnCheck, Plan, active_units, train
 from vae_anomaly.vae import VAE
 
@@ -114,7 +116,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     n_rows_ : dict
         Rows trained on and rows that calibrate; of fewer than 2,000 rows, these are the same ones.
     threshold_rule_ : dict
-        Name and ``fpr`` of the rule behind the threshold, and whether its scores are out of fold.
+        The rule behind the threshold: its ``name`` and ``fpr``; ``out_of_fold``, whether its scores are; and
+        ``extrapolation``, the fields of :class:`~vae_anomaly.tails.Extrapolation` where it goes beyond the scores.
     notes_ : dict
         Plain data that the model file carries along.
     n_features_in_ : int
@@ -230,7 +233,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
         scores = self._calibration_map(SCORES[self.score_name].function, encoded, split)
         scores[np.isnan(encoded[split.calibration]).all(axis=1)] = np.nan
-        self._set_threshold(scores, self.threshold, self.fpr, strict=split.enough, out_of_fold=split.aside is None)
+        self._set_first_threshold(scores, split)
         self.usual_shares_ = self._usual_shares(encoded, split)
         self.notes_: dict[str, Any] = {}
         return self
@@ -289,11 +292,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             warnings.warn(
                 f"fpr={self.fpr} needs at least {needed} calibration rows, and these {n_rows} rows can't give them. "
                 f"No row will be flagged until calibrate() gets {needed} normal rows. Or fit on at least "
-                f"{rows_to_fit(needed, self.n_estimators)} rows, or raise fpr.",
+                f"{rows_to_fit(needed, self.n_estimators)} rows, or raise fpr{self._or_extrapolate(n_rows)}.",
                 CalibrationWarning,
                 stacklevel=3,
             )
         return split
+
+    def _or_extrapolate(self, n_rows: int) -> str:
+        enough = rows_to_fit(excess_rows_needed(self.fpr), self.n_estimators) <= n_rows
+        return or_extrapolate(n_rows, self.fpr) if enough and self.threshold == "conformal" else ""
 
     def _train(
         self, x: torch.Tensor, split: Split, generators: list[torch.Generator], on_check: OnCheck | None
@@ -399,15 +406,30 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual
 
+    def _set_first_threshold(self, scores: Floats, split: Split) -> None:
+        """Threshold of the rows that came with the fit. A rule that refuses them costs the threshold, not the fit."""
+        out_of_fold = split.aside is None
+        try:
+            self._set_threshold(scores, self.threshold, self.fpr, strict=split.enough, out_of_fold=out_of_fold)
+        except ValueError as error:
+            warnings.warn(f"{error} No row will be flagged until calibrate().", CalibrationWarning, stacklevel=3)
+            self._set_threshold(scores, self.threshold, self.fpr, strict=False, out_of_fold=out_of_fold)
+
     def _set_threshold(
         self, scores: Floats, threshold: str, fpr: float, *, strict: bool, out_of_fold: bool = False
     ) -> None:
         # Everything that may fail comes before the first change of state.
         scores = np.sort(scores[~np.isnan(scores)])
-        rule = look_up("threshold", threshold, THRESHOLDS)
-        value = rule.function(scores, check_fpr(fpr)) if strict else math.inf
+        rule, fpr = look_up("threshold", threshold, THRESHOLDS), check_fpr(fpr)
+        beyond = rule.extrapolation(scores, fpr) if strict and rule.extrapolation else None
+        value = beyond.threshold if beyond else rule.function(scores, fpr) if strict else math.inf
         self.calibration_scores_, self.threshold_, self.offset_ = scores, value, -value
-        self.threshold_rule_: dict[str, Any] = {"name": threshold, "fpr": float(fpr), "out_of_fold": out_of_fold}
+        self.threshold_rule_: dict[str, Any] = {
+            "name": threshold,
+            "fpr": fpr,
+            "out_of_fold": out_of_fold,
+            "extrapolation": asdict(beyond) if beyond else None,
+        }
 
     def calibrate(self, X: Any, *, threshold: str | None = None, fpr: float | None = None) -> Self:
         """New threshold from further normal data; the weights stay as they are.

@@ -16,6 +16,7 @@ from vae_anomaly.errors import ModelFileError, look_up
 from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.preprocessing import Schema
+from vae_anomaly.tails import MIN_EXCESSES, Extrapolation
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
 from vae_anomaly.training import History
 
@@ -113,19 +114,37 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     detector.history_ = History(**{field.name: tensors[f"history.{field.name}"] for field in fields(History)})
     detector.calibration_scores_ = tensors["calibration_scores"]
     detector.usual_shares_, detector.active_units_ = tensors["usual_shares"], tensors["active_units"]
-    look_up("threshold", header["threshold"]["name"], THRESHOLDS)
-    check_fpr(header["threshold"]["fpr"])
-    detector.threshold_ = float(header["threshold"]["value"])
-    if math.isnan(detector.threshold_):
-        raise ValueError("its threshold is not a number")
-    detector.offset_ = -detector.threshold_
-    detector.threshold_rule_ = {name: header["threshold"][name] for name in ("name", "fpr", "out_of_fold")}
+    _restore_threshold(detector, header["threshold"])
     detector.n_rows_ = {name: header["training"][f"n_{name}"] for name in ("train", "calibration")}
     detector.notes_, detector.from_frame_ = header["notes"], bool(header["from_frame"])
     detector.n_features_in_ = len(detector.schema_.columns)
     if header["named_features"]:
         detector.feature_names_in_ = np.array([column.name for column in detector.schema_.columns], dtype=object)
     return detector
+
+
+def _restore_threshold(detector: "VAEDetector", found: dict[str, Any]) -> None:
+    rule = {name: found[name] for name in ("name", "fpr", "out_of_fold", "extrapolation")}
+    known = look_up("threshold", rule["name"], THRESHOLDS)
+    check_fpr(rule["fpr"])
+    value = float(found["value"])
+    if math.isnan(value):
+        raise ValueError("its threshold is not a number")
+    if rule["extrapolation"] is not None:
+        if known.extrapolation is None:
+            raise ValueError(f"the threshold {rule['name']!r} extrapolates nothing")
+        _check_extrapolation(rule["extrapolation"], value)
+    detector.threshold_, detector.offset_, detector.threshold_rule_ = value, -value, rule
+
+
+def _check_extrapolation(found: dict[str, Any], threshold: float) -> None:
+    """Refuse an extrapolation whose numbers do not fit each other."""
+    beyond = Extrapolation(**found)
+    if not all(math.isfinite(value) for value in found.values()) or beyond.threshold != threshold:
+        raise ValueError("its threshold is not that of its extrapolation")
+    ordered = beyond.low <= threshold <= beyond.high and beyond.shape_low <= beyond.shape <= beyond.shape_high
+    if not (ordered and beyond.level <= threshold and beyond.n_excesses >= MIN_EXCESSES):
+        raise ValueError("an interval of its extrapolation does not hold its value")
 
 
 def _check_size(detector: "VAEDetector", state: dict[str, Any]) -> None:

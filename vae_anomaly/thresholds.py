@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from vae_anomaly.tails import Extrapolation, excess_rows_needed, extrapolation
+
 __all__ = [
     "THRESHOLDS",
     "Threshold",
@@ -16,13 +18,12 @@ __all__ = [
     "check_share",
     "conformal",
     "conformal_rows_needed",
+    "or_extrapolate",
     "p_values",
     "peaks_over_threshold",
     "quantile",
     "realised_rate",
 ]
-
-MIN_EXCESSES = 30
 
 
 def check_share(name: str, value: Any, meaning: str) -> float:
@@ -87,11 +88,18 @@ def conformal(scores: ArrayLike, fpr: float) -> float:
     if n_samples < needed:
         raise ValueError(
             f"fpr={fpr} needs at least {needed} calibration samples, got {n_samples}. "
-            "Raise fpr or calibrate on more normal data."
+            f"Raise fpr or calibrate on more normal data{or_extrapolate(n_samples, fpr)}."
         )
     # The tolerance undoes the rounding of products such as 0.1 * 30.
     n_above = math.floor((n_samples + 1) * fpr + 1e-9)
     return float(ordered[n_samples - n_above])
+
+
+def or_extrapolate(n_samples: int, fpr: float) -> str:
+    """End of a sentence on too few samples: the way out that :func:`peaks_over_threshold` may be."""
+    if n_samples < excess_rows_needed(fpr):
+        return ""
+    return ", or extrapolate, which promises nothing, with --threshold peaks_over_threshold"
 
 
 def realised_rate(n_samples: int, fpr: float, confidence: float = 0.9) -> tuple[float, float]:
@@ -144,16 +152,14 @@ def quantile(scores: ArrayLike, fpr: float) -> float:
 
 
 def peaks_over_threshold(scores: ArrayLike, fpr: float) -> float:
-    r"""Threshold from a generalised Pareto fit to the largest scores: an extrapolation beyond the calibration samples.
+    """Threshold from a generalised Pareto fit to the largest scores: an extrapolation beyond the calibration samples.
 
-    The excesses over a high quantile u are fitted by maximum likelihood [1]_, and the tail is solved for ``fpr``:
-    :math:`u + \frac{\sigma}{\xi} \left( (\mathrm{fpr} / \zeta)^{-\xi} - 1 \right)`, where :math:`\zeta` is the share of
-    samples above u.
+    What is known of its error comes with :func:`~vae_anomaly.tails.extrapolation`, whose threshold it is [1]_.
 
     Raises
     ------
     ValueError
-        If fewer than 30 samples lie above u.
+        If the samples can't carry it; the message says why.
 
     References
     ----------
@@ -162,30 +168,16 @@ def peaks_over_threshold(scores: ArrayLike, fpr: float) -> float:
 
     Examples
     --------
-    >>> scores = np.random.default_rng(0).exponential(size=2000)
+    >>> scores = np.random.default_rng(0).exponential(size=5000)
     >>> threshold = peaks_over_threshold(scores, fpr=1e-4)  # the exact quantile is 9.2
     >>> 7 < threshold < 13
     True
     """
-    ordered = _sorted(scores)
-    tail = _tail(check_fpr(fpr))
-    level = float(np.quantile(ordered, 1.0 - tail))
-    excesses = ordered[ordered > level] - level
-    if len(excesses) < MIN_EXCESSES:
-        raise ValueError(
-            f"Peaks over threshold needs at least {MIN_EXCESSES} scores above the {1 - tail:.0%} quantile, got "
-            f"{len(excesses)} from {len(ordered)} calibration samples. Use the conformal threshold or calibrate "
-            "on more normal data."
-        )
-    shape, _, scale = stats.genpareto.fit(excesses, floc=0.0)
-    share_above = len(excesses) / len(ordered)
-    # isf is the formula above; below the level the empirical distribution would have to answer.
-    return level + float(stats.genpareto.isf(min(fpr / share_above, 1.0), shape, scale=scale))
+    return _extrapolation(scores, fpr).threshold
 
 
-def _tail(fpr: float) -> float:
-    """Share of the scores to fit: twice the rate that is asked for, and a tenth at least."""
-    return min(max(0.1, 2.0 * fpr), 0.9)
+def _extrapolation(scores: ArrayLike, fpr: float) -> Extrapolation:
+    return extrapolation(_sorted(scores), check_fpr(fpr))
 
 
 def p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
@@ -214,19 +206,17 @@ def _sorted(scores: ArrayLike) -> NDArray[np.float64]:
     return ordered
 
 
-def _excess_rows_needed(fpr: float) -> int:
-    return math.floor((MIN_EXCESSES - 1) / _tail(fpr)) + 2
-
-
 class Threshold(NamedTuple):
     """A rule from calibration scores to a threshold, and how many scores it needs for an ``fpr``."""
 
     function: Callable[[ArrayLike, float], float]
     rows_needed: Callable[[float], int]
+    extrapolation: Callable[[ArrayLike, float], Extrapolation] | None = None
+    """The same threshold with its error, of a rule that goes beyond the samples."""
 
 
 THRESHOLDS: dict[str, Threshold] = {
     "conformal": Threshold(conformal, conformal_rows_needed),
     "quantile": Threshold(quantile, lambda fpr: 1),
-    "peaks_over_threshold": Threshold(peaks_over_threshold, _excess_rows_needed),
+    "peaks_over_threshold": Threshold(peaks_over_threshold, excess_rows_needed, _extrapolation),
 }

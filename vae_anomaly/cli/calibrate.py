@@ -75,6 +75,7 @@ def command(
         "threshold": detector.threshold_,
         "fpr": detector.threshold_rule_["fpr"],
         "rule": detector.threshold_rule_["name"],
+        "extrapolation": detector.threshold_rule_["extrapolation"],
     }
     tell(quiet, f"Threshold {before:.6g} -> {detector.threshold_:.6g}: {promise(detector)}.")
     tell(quiet, f"Wrote {output}.")

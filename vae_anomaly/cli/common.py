@@ -258,4 +258,16 @@ def promise(detector: "VAEDetector") -> str:
         return f"at most {share} of normal rows flagged on average ({n} calibration rows; {firm})"
     if rule["name"] == "quantile":
         return f"{share} of the {n} calibration rows flagged; no promise for new rows (plain quantile)"
-    return f"{share} of normal rows flagged, by extrapolation from {n} calibration rows (peaks over threshold)"
+    return f"{share} of normal rows flagged, by extrapolation from {n} calibration rows ({extent(rule)})"
+
+
+def extent(rule: dict[str, Any]) -> str:
+    """How well a threshold that was extrapolated is known."""
+    beyond = rule["extrapolation"]
+    if beyond is None:
+        return "peaks over threshold"
+    return (
+        f"peaks over threshold: {beyond['n_excesses']} scores above {beyond['level']:.4g}; with 95 % confidence, and "
+        f"if their law holds on, the shape of the tail is {beyond['shape']:.2g} ({beyond['shape_low']:.2g} to "
+        f"{beyond['shape_high']:.2g}) and the threshold lies between {beyond['low']:.4g} and {beyond['high']:.4g}"
+    )

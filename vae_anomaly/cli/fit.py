@@ -158,6 +158,8 @@ def _summary(detector: "VAEDetector", table: "Data", normal: "Data", output: str
         "calibrated_on": detector.n_rows_["calibration"],
         "threshold": detector.threshold_,
         "fpr": detector.threshold_rule_["fpr"],
+        "rule": detector.threshold_rule_["name"],
+        "extrapolation": detector.threshold_rule_["extrapolation"],
         "active_units": [int(count) for count in detector.active_units_],
         "notes": detector.schema_.notes(),
     }

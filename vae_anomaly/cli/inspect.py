@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from vae_anomaly.cli.common import print_json
+from vae_anomaly.cli.common import extent, print_json
 
 
 @click.command("inspect")
@@ -38,12 +38,7 @@ def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "parameters": f"{training['n_parameters']:,}",
             "seed": params["random_state"],
         },
-        "Threshold": {
-            "value": f"{threshold['value']:.6g}",
-            "rule": threshold["name"],
-            "false-alarm rate": f"{100 * threshold['fpr']:g} %",
-            "calibration rows": f"{header['n_calibration']:,}",
-        },
+        "Threshold": _threshold(threshold) | {"calibration rows": f"{header['n_calibration']:,}"},
         "Training": {
             "data": header["notes"].get("data", "-"),
             "fingerprint": header["fingerprint"][:16],
@@ -57,6 +52,17 @@ def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
         f"Columns ({len(header['schema'])})": {column["name"]: _column(column) for column in header["schema"]},
         "Versions": {"format": header["format_version"], **header["versions"]},
     }
+
+
+def _threshold(threshold: dict[str, Any]) -> dict[str, Any]:
+    rows = {
+        "value": f"{threshold['value']:.6g}",
+        "rule": threshold["name"],
+        "false-alarm rate": f"{100 * threshold['fpr']:g} %",
+    }
+    if threshold["extrapolation"] is not None:
+        rows["extrapolated by"] = extent(threshold)
+    return rows
 
 
 def _column(column: dict[str, Any]) -> str:
