@@ -1,6 +1,7 @@
 """Obvious, slow versions of what the package computes fast."""
 
 import copy
+import itertools
 import math
 from fractions import Fraction
 
@@ -90,6 +91,29 @@ def p_value(calibration_scores, score):
     for other in calibration_scores:
         n_at_least += other >= score
     return n_at_least / (len(calibration_scores) + 1)
+
+
+def label_threshold(rule, y, scores, beta=2.0, cost_miss=5.0, cost_alarm=1.0, fpr=0.1):
+    """The highest of the best cuts, each of them tried: below all scores, between neighbours, and at the largest."""
+    values = sorted(set(scores))
+    cuts = [-math.inf, *((low + high) / 2 for low, high in itertools.pairwise(values)), values[-1]]
+    n_anomalies, n_normal = sum(y), len(y) - sum(y)
+    merits = []
+    for cut in cuts:
+        caught = sum(1 for label, score in zip(y, scores, strict=True) if label and score > cut)
+        alarms = sum(1 for label, score in zip(y, scores, strict=True) if not label and score > cut)
+        missed, square = n_anomalies - caught, Fraction(beta) ** 2
+        merits.append(
+            {
+                "youden": Fraction(caught, n_anomalies) - Fraction(alarms, n_normal),
+                "f_beta": (1 + square) * caught / ((1 + square) * caught + square * missed + alarms)
+                if caught
+                else Fraction(0),
+                "cost": -(Fraction(cost_miss) * missed + Fraction(cost_alarm) * alarms),
+                "recall_at_fpr": caught if Fraction(alarms, n_normal) <= Fraction(repr(fpr)) else -1,
+            }[rule]
+        )
+    return max(cut for cut, merit in zip(cuts, merits, strict=True) if merit == max(merits))
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

@@ -408,7 +408,8 @@ def test_calibrate(model):
     summary = json.loads(result.stdout)
     assert summary == {
         "model": "new.safetensors", "calibrated_on": 150, "threshold_before": before.threshold_,
-        "threshold": after.threshold_, "fpr": 0.1, "rule": "quantile", "extrapolation": None,
+        "threshold": after.threshold_, "fpr": 0.1, "rule": "quantile", "parameters": {},
+        "extrapolation": None, "labels": None,
     }  # fmt: skip
 
 
@@ -426,6 +427,28 @@ def test_calibrate_leaves_rows_out_that_cannot_be_scored(model):
     rows.loc[4, "flow"] = np.inf
     result = run("calibrate", model, save(rows), "-o", "new.safetensors", "--json")
     assert json.loads(result.stdout)["calibrated_on"] == 98
+
+
+def test_a_threshold_is_chosen_on_labels(model):
+    table = labelled().astype(object)
+    table.loc[3, list(mixed().columns)] = None
+    options = ("--label", "anomaly", "--threshold", "f_beta", "--beta", 2)
+    result = run("calibrate", model, save(table), "-o", "new.safetensors", *options, "--json")
+    n_anomalies = int(table["anomaly"].drop(3).sum())
+    rule, summary = load("new.safetensors").threshold_rule_, json.loads(result.stdout)
+    assert (
+        rule["labels"].items() >= {"n_anomalies": n_anomalies, "n_normal": 199 - n_anomalies, "data": "new.csv"}.items()
+    )
+    assert (summary["fpr"], summary["rule"], summary["parameters"]) == (None, "f_beta", {"beta": 2.0})
+    assert summary["labels"] == rule["labels"]
+    assert np.array_equal(load("new.safetensors").calibration_scores_, load(model).calibration_scores_)
+    caught = f"it catches {rule['labels']['anomalies_flagged']} of {n_anomalies} anomalies and flags"
+    for said in (caught, "normal rows of new.csv, which is no test result"):
+        assert said in result.stderr
+        assert said in run("inspect", "new.safetensors").stdout
+    scores = scores_of("new.safetensors", table.drop(columns="anomaly"))
+    assert set(scores["rule"].dropna()) == {"f_beta beta=2"}
+    assert (scores["threshold"].dropna() == load("new.safetensors").threshold_).all()
 
 
 def test_an_extrapolated_threshold_says_what_it_is(model):

@@ -342,6 +342,44 @@ def test_fewer_rows_than_a_new_threshold_needs(model):
     fails(DATA, sentence, "calibrate", model, "new.csv", "-o", "out.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--threshold", "youden"], "--threshold youden needs --label, the column that says which rows are anomalies"),
+        (
+            ["--threshold", "youden", "--label", "y", "--fpr", "0.1"],
+            "--fpr does not go with --threshold youden, but with",
+        ),
+        (
+            ["--threshold", "f_beta", "--label", "y", "--cost-miss", "2"],
+            "--cost-miss does not go with --threshold f_beta",
+        ),
+        (
+            ["--threshold", "conformal", "--beta", "2"],
+            "--beta does not go with --threshold conformal, but with f_beta.",
+        ),
+        (["--beta", "2"], "--beta does not go with --threshold (the model has its own), but with f_beta."),
+        (["--threshold", "cost", "--label", "y", "--cost-alarm", "0"], "--cost-alarm"),
+    ],
+)
+def test_options_that_do_not_fit_the_rule(model, options, sentence):
+    fails(USAGE, sentence, "calibrate", model, save(labelled()), "-o", "out.safetensors", *options)
+
+
+def test_a_threshold_on_labels_of_one_class(model):
+    options = ["--threshold", "youden", "--label", "y", "-o", "out.safetensors"]
+    sentence = "new.csv: A threshold chosen on labels needs anomalies and normal rows, and there are no anomalies"
+    fails(DATA, sentence, "calibrate", model, save(mixed().assign(y=0)), *options)
+
+
+def test_a_model_with_a_threshold_on_labels_needs_a_rule_to_calibrate(model):
+    run("calibrate", model, save(labelled()), "-o", "m.safetensors", "--threshold", "youden", "--label", "anomaly")
+    sentence = (
+        "new.csv: The threshold was chosen on labels, by 'youden'. Name a rule for normal data, such as 'conformal'"
+    )
+    fails(DATA, sentence, "calibrate", "m.safetensors", save(mixed()), "-o", "out.safetensors")
+
+
 # Options -------------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from tables import TINY, holed, mixed, numbers
 
 from vae_anomaly.detector import SCORING_BATCH, VAEDetector, _generator, load
 from vae_anomaly.errors import CalibrationWarning, DataError, PosteriorCollapseWarning
+from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import SCORES
@@ -344,6 +345,74 @@ def test_too_few_rows_to_calibrate(fpr, needed):
 def test_enough_rows_make_no_warning(recwarn):
     VAEDetector(**TINY).fit(numbers(rows_to_fit(19, TINY["n_estimators"])))
     assert not [warning for warning in recwarn if warning.category is CalibrationWarning]
+
+
+@pytest.mark.parametrize("rule", LABEL_THRESHOLDS)
+def test_a_threshold_chosen_on_labels_changes_nothing_else(rule):
+    detector, new = VAEDetector(**TINY).fit(numbers()), numbers(100, seed=1)
+    new[:30] += np.linspace(0, 30, 30)[:, None]
+    y = (np.arange(100) < 30).astype(int)
+    scores, p_values = detector.anomaly_score(new), detector.p_value(new)
+    parameters = LABEL_THRESHOLDS[rule].parameters
+    assert detector.choose_threshold(new, y, rule) is detector
+    assert detector.threshold_ == -detector.offset_ == LABEL_THRESHOLDS[rule].function(y, scores)
+    assert np.array_equal(detector.anomaly_score(new), scores)
+    assert np.array_equal(detector.p_value(new), p_values)
+    found = detector.threshold_rule_
+    assert (found["name"], found["fpr"]) == (rule, parameters.get("fpr"))
+    assert found["parameters"] == {name: value for name, value in parameters.items() if name != "fpr"}
+    flagged = detector.predict(new) == -1
+    assert found["labels"] == {
+        "n_normal": 70,
+        "n_anomalies": 30,
+        "normal_flagged": flagged[30:].sum(),
+        "anomalies_flagged": flagged[:30].sum(),
+    }
+
+
+def test_a_threshold_chosen_on_labels_leaves_rows_out_that_cannot_be_scored():
+    detector, new = VAEDetector(**TINY).fit(numbers()), numbers(100, seed=1)
+    new[3] = np.nan
+    detector.choose_threshold(new, np.arange(100) < 20)
+    assert (detector.threshold_rule_["labels"]["n_anomalies"], detector.threshold_rule_["labels"]["n_normal"]) == (
+        19,
+        80,
+    )
+
+
+@pytest.mark.parametrize(
+    ("y", "rule", "parameters", "sentence"),
+    [
+        ([0] * 50, "youden", {}, "there are no anomalies among the 50 labelled rows"),
+        ([0, 1], "youden", {}, r"y has shape \(2,\), expected one label for each of the 50 rows of X"),
+        ([0, 1] * 25, "cost", {"beta": 2.0}, "'cost' has no parameter 'beta': it takes cost_miss and cost_alarm"),
+        (
+            [0, 1] * 25,
+            "elbow",
+            {},
+            "Unknown threshold 'elbow'. Choose from 'cost', 'f_beta', 'recall_at_fpr', 'youden'",
+        ),
+    ],
+)
+def test_a_failed_choice_changes_nothing(y, rule, parameters, sentence):
+    detector = VAEDetector(**TINY).fit(numbers())
+    before = detector.threshold_, detector.threshold_rule_
+    with pytest.raises(ValueError, match=sentence):
+        detector.choose_threshold(numbers(50, seed=1), y, rule, **parameters)
+    assert (detector.threshold_, detector.threshold_rule_) == before
+
+
+def test_after_a_choice_on_labels_a_calibration_names_its_rule():
+    detector = VAEDetector(**TINY, fpr=0.1).fit(numbers())
+    wanted = detector.calibrate(numbers(50, seed=2), threshold="conformal").threshold_
+    detector.choose_threshold(numbers(50, seed=1), [0, 1] * 25)
+    with pytest.raises(
+        ValueError, match=r"The threshold was chosen on labels, by 'youden'\. Name a rule for normal data"
+    ):
+        detector.calibrate(numbers(50, seed=2))
+    detector.calibrate(numbers(50, seed=2), threshold="conformal")
+    assert detector.threshold_ == wanted
+    assert detector.threshold_rule_["labels"] is None
 
 
 def test_a_rule_that_refuses_the_scores_costs_the_threshold_and_not_the_fit(monkeypatch):

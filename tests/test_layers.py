@@ -24,6 +24,7 @@ TABLE = {
     "priors": set(),
     "baselines": set(),
     "splitting": set(),
+    "label_thresholds": {"errors"},
     "discoveries": {"thresholds"},
     "delong": set(),
     "drift": set(),
@@ -45,11 +46,12 @@ TABLE = {
     # The estimator.
     "parameters": {"errors", "likelihoods", "priors", "scores", "thresholds"},
     "model_state": {
-        "", "parameters", "persistence", "ensemble", "preprocessing", "tails", "thresholds", "training", "errors",
+        "", "parameters", "persistence", "ensemble", "label_thresholds", "preprocessing", "tails", "thresholds",
+        "training", "errors",
     },
     "detector": {
-        "ensemble", "errors", "likelihoods", "model_state", "parameters", "preprocessing", "scores", "splitting",
-        "tails", "thresholds", "training", "vae",
+        "ensemble", "errors", "label_thresholds", "likelihoods", "model_state", "parameters", "preprocessing",
+        "scores", "splitting", "tails", "thresholds", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors"},
     # Evaluation.
@@ -107,8 +109,8 @@ TABLE = {
 
 TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training")
 FREE_OF_TORCH = (
-    "errors", "atomic", "thresholds", "metrics", "report", "preprocessing", "persistence", "predictions", "data",
-    "data.samples", "baselines", "comparison",
+    "errors", "atomic", "thresholds", "label_thresholds", "metrics", "report", "preprocessing", "persistence",
+    "predictions", "data", "data.samples", "baselines", "comparison",
 )  # fmt: skip
 
 FILES = {

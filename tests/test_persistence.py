@@ -95,7 +95,8 @@ def test_a_calibration_is_saved(detector, path, tmp_path):
     copy.save(tmp_path / "again.safetensors")
     again = load(tmp_path / "again.safetensors")
     assert again.threshold_ == copy.threshold_ != detector.threshold_
-    assert again.threshold_rule_ == {"name": "quantile", "fpr": 0.1, "out_of_fold": False, "extrapolation": None}
+    assert again.threshold_rule_ == copy.threshold_rule_
+    assert (again.threshold_rule_["name"], again.threshold_rule_["fpr"]) == ("quantile", 0.1)
 
 
 @pytest.fixture
@@ -372,6 +373,42 @@ def test_an_extrapolation_that_does_not_fit_is_refused(extrapolated, change):
     forge(path, change)
     with refused(f"{NAME} does not hold a whole model"):
         load(path)
+
+
+@pytest.fixture
+def chosen(detector, path):
+    """Model file whose threshold was chosen on labels."""
+    load(path).choose_threshold(mixed(50, seed=1), [0, 1] * 25, "cost", cost_miss=3.0).save(path)
+    return path
+
+
+def test_a_threshold_chosen_on_labels_is_saved(chosen):
+    rule = load(chosen).threshold_rule_
+    assert (rule["name"], rule["fpr"], rule["parameters"]) == ("cost", None, {"cost_miss": 3.0, "cost_alarm": 1.0})
+    assert (rule["labels"]["n_normal"], rule["labels"]["n_anomalies"]) == (25, 25)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("threshold", "fpr", 0.1),
+        put("threshold", "name", "conformal"),
+        put("threshold", "name", "youden"),
+        put("threshold", "parameters", "cost_miss", -1.0),
+        put("threshold", "parameters", "cost_miss", "much"),
+        put("threshold", "parameters", "beta", 1.0),
+        put("threshold", "parameters", None),
+        put("threshold", "labels", None),
+        put("threshold", "labels", "n_normal", 0),
+        put("threshold", "labels", "normal_flagged", 99),
+        put("threshold", "labels", "anomalies_flagged", -1),
+        lambda header, tensors: header["threshold"].pop("labels"),
+    ],
+)
+def test_a_threshold_chosen_on_labels_that_does_not_fit_is_refused(chosen, change):
+    forge(chosen, change)
+    with refused(f"{NAME} does not hold a whole model"):
+        load(chosen)
 
 
 def test_messages_end_with_one_full_stop(path):

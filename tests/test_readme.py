@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from vae_anomaly import VAEDetector, scores
 from vae_anomaly.cli import VERBS, cli
+from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import SCORES, Score
@@ -49,7 +50,11 @@ def test_python_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     exec(compile(example, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("names", [VERBS, SCORES, LIKELIHOODS, PRIORS, THRESHOLDS], ids=lambda names: next(iter(names)))
+@pytest.mark.parametrize(
+    "names",
+    [VERBS, SCORES, LIKELIHOODS, PRIORS, THRESHOLDS, LABEL_THRESHOLDS],
+    ids=lambda names: next(iter(names)),
+)
 def test_tables_name_every_entry(names: dict[str, object]) -> None:
     for name in names:
         assert f"`{name}`" in README

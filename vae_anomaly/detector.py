@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from vae_anomaly import model_state
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import CalibrationWarning, CellError, DataError, PosteriorCollapseWarning, look_up
+from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
 from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.preprocessing import Schema
@@ -116,8 +117,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     n_rows_ : dict
         Rows trained on and rows that calibrate; of fewer than 2,000 rows, these are the same ones.
     threshold_rule_ : dict
-        The rule behind the threshold: its ``name`` and ``fpr``; ``out_of_fold``, whether its scores are; and
-        ``extrapolation``, the fields of :class:`~vae_anomaly.tails.Extrapolation` where it goes beyond the scores.
+        The rule behind the threshold: its ``name``; its ``fpr``, None where no rate was asked for; its further
+        ``parameters``; ``out_of_fold``, whether the calibration scores are; ``extrapolation``, the fields of
+        :class:`~vae_anomaly.tails.Extrapolation` where it goes beyond the scores; and ``labels``, what labelled rows
+        it was chosen on, if any, with ``n_normal``, ``n_anomalies``, and how many of each it flags.
     notes_ : dict
         Plain data that the model file carries along.
     n_features_in_ : int
@@ -428,7 +431,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             "name": threshold,
             "fpr": fpr,
             "out_of_fold": out_of_fold,
+            "parameters": {},
             "extrapolation": asdict(beyond) if beyond else None,
+            "labels": None,
         }
 
     def calibrate(self, X: Any, *, threshold: str | None = None, fpr: float | None = None) -> Self:
@@ -439,7 +444,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X : DataFrame or array-like of shape (n_samples, n_features)
             Normal data that the detector was not trained on.
         threshold, fpr : optional
-            By default those of the last calibration.
+            By default those of the last calibration. A threshold that was chosen on labels is none: then name the rule.
 
         Raises
         ------
@@ -448,9 +453,61 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         last = self.threshold_rule_
-        fpr = last["fpr"] if fpr is None else fpr
+        if threshold is None and last["labels"] is not None:
+            raise ValueError(
+                f"The threshold was chosen on labels, by {last['name']!r}. Name a rule for normal data, such as "
+                "'conformal', to calibrate anew."
+            )
+        fpr = (last["fpr"] or self.fpr) if fpr is None else fpr
         threshold = last["name"] if threshold is None else threshold
         self._set_threshold(self.anomaly_score(X), threshold, fpr, strict=True)
+        return self
+
+    def choose_threshold(self, X: Any, y: ArrayLike, rule: str = "youden", **parameters: float) -> Self:
+        """New threshold from labelled data; weights, calibration scores and p-values stay as they are.
+
+        It promises nothing for new rows, and figures on the rows that it was chosen on are no test result.
+
+        Parameters
+        ----------
+        X : DataFrame or array-like of shape (n_samples, n_features)
+            Rows that the detector was not trained on.
+        y : array-like of shape (n_samples,)
+            1 for an anomaly, 0 for a normal row.
+        rule : str, default="youden"
+            One of ``LABEL_THRESHOLDS``.
+        **parameters
+            Those of the rule: ``beta`` (default 1) of ``f_beta``, ``cost_miss`` and ``cost_alarm`` (default 1) of
+            ``cost``, ``fpr`` (default 0.05) of ``recall_at_fpr``.
+
+        Raises
+        ------
+        DataError
+            If the rows that can be scored are of one class only, or all have one score.
+        """
+        check_is_fitted(self)
+        known = look_up("threshold", rule, LABEL_THRESHOLDS)
+        parameters = known.complete(rule, parameters)
+        labels, scores = np.asarray(y), self.anomaly_score(X)
+        if labels.shape != scores.shape:
+            raise ValueError(f"y has shape {labels.shape}, expected one label for each of the {len(scores)} rows of X.")
+        labels, scores = labels[~np.isnan(scores)], scores[~np.isnan(scores)]
+        value = known.function(labels, scores, **parameters)
+        flagged = scores > value
+        self.threshold_, self.offset_ = value, -value
+        self.threshold_rule_ = {
+            "name": rule,
+            "fpr": parameters.pop("fpr", None),
+            "out_of_fold": self.threshold_rule_["out_of_fold"],
+            "parameters": parameters,
+            "extrapolation": None,
+            "labels": {
+                "n_normal": int((labels == 0).sum()),
+                "n_anomalies": int((labels == 1).sum()),
+                "normal_flagged": int(flagged[labels == 0].sum()),
+                "anomalies_flagged": int(flagged[labels == 1].sum()),
+            },
+        }
         return self
 
     # -- scoring ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 import vae_anomaly
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import ModelFileError, look_up
+from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.preprocessing import Schema
@@ -124,17 +125,37 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
 
 
 def _restore_threshold(detector: "VAEDetector", found: dict[str, Any]) -> None:
-    rule = {name: found[name] for name in ("name", "fpr", "out_of_fold", "extrapolation")}
-    known = look_up("threshold", rule["name"], THRESHOLDS)
-    check_fpr(rule["fpr"])
+    rule = {name: found[name] for name in ("name", "fpr", "out_of_fold", "parameters", "extrapolation", "labels")}
+    look_up("threshold", rule["name"], dict.fromkeys([*THRESHOLDS, *LABEL_THRESHOLDS]))
     value = float(found["value"])
     if math.isnan(value):
         raise ValueError("its threshold is not a number")
+    (_check_chosen if rule["name"] in LABEL_THRESHOLDS else _check_calibrated)(rule, value)
+    detector.threshold_, detector.offset_, detector.threshold_rule_ = value, -value, rule
+
+
+def _check_calibrated(rule: dict[str, Any], value: float) -> None:
+    """Refuse what a rule for normal rows could not have left."""
+    check_fpr(rule["fpr"])
+    if rule["labels"] is not None or rule["parameters"] != {}:
+        raise ValueError(f"the threshold {rule['name']!r} has neither labels nor parameters")
     if rule["extrapolation"] is not None:
-        if known.extrapolation is None:
+        if THRESHOLDS[rule["name"]].extrapolation is None:
             raise ValueError(f"the threshold {rule['name']!r} extrapolates nothing")
         _check_extrapolation(rule["extrapolation"], value)
-    detector.threshold_, detector.offset_, detector.threshold_rule_ = value, -value, rule
+
+
+def _check_chosen(rule: dict[str, Any], value: float) -> None:
+    """Refuse what a rule for labelled rows could not have left."""
+    parameters = rule["parameters"] | ({} if rule["fpr"] is None else {"fpr": check_fpr(rule["fpr"])})
+    known = LABEL_THRESHOLDS[rule["name"]].parameters
+    if parameters.keys() != known.keys() or not all(0 < number < math.inf for number in parameters.values()):
+        raise ValueError(f"the threshold {rule['name']!r} has other parameters")
+    labels = rule["labels"]
+    if not (0 <= labels["normal_flagged"] <= labels["n_normal"] and labels["n_normal"] > 0):
+        raise ValueError("the normal rows that its threshold was chosen on do not add up")
+    if not (0 <= labels["anomalies_flagged"] <= labels["n_anomalies"] and labels["n_anomalies"] > 0):
+        raise ValueError("the anomalies that its threshold was chosen on do not add up")
 
 
 def _check_extrapolation(found: dict[str, Any], threshold: float) -> None:

@@ -142,8 +142,10 @@ def _table(
 
 
 def _rule(detector: "VAEDetector") -> str:
+    """Name and parameters of the rule behind the threshold."""
     rule = detector.threshold_rule_
-    return f"{rule['name']} fpr={rule['fpr']:g}"
+    rate = {} if rule["fpr"] is None else {"fpr": rule["fpr"]}
+    return " ".join([rule["name"], *(f"{name}={value:g}" for name, value in {**rate, **rule["parameters"]}.items())])
 
 
 def as_fitted(detector: "VAEDetector", X: pd.DataFrame) -> pd.DataFrame:

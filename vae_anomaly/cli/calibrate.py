@@ -1,10 +1,12 @@
-"""vae-anomaly calibrate: a new threshold for a model, from more normal rows."""
+"""vae-anomaly calibrate: a new threshold for a model, from more normal rows or from labelled ones."""
 
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vae_anomaly.cli.common import (
+    FiniteRange,
     Fraction,
     NameType,
     check_output,
@@ -14,11 +16,20 @@ from vae_anomaly.cli.common import (
     print_json,
     promise,
     read_data,
+    registry,
     run_options,
     table_options,
     tell,
     text_columns,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+    from vae_anomaly.data import Data
+    from vae_anomaly.detector import VAEDetector
 
 
 @click.command("calibrate")
@@ -28,7 +39,14 @@ from vae_anomaly.cli.common import (
     "-o", "--output", required=True, metavar="MODEL", help="Model file to write; MODEL itself with --overwrite."
 )
 @click.option("--fpr", type=Fraction(), help="Share of normal rows that may be flagged [default: the model's].")
-@click.option("--threshold", type=NameType("threshold"), help="Rule for the threshold [default: the model's].")
+@click.option(
+    "--threshold",
+    type=NameType("threshold", second="label threshold"),
+    help="Rule for the threshold [default: the model's]. The last four choose it on labels.",
+)
+@click.option("--beta", type=FiniteRange(0, min_open=True), help="How often f_beta counts recall [default: 1].")
+@click.option("--cost-miss", type=FiniteRange(0, min_open=True), help="Cost of a missed anomaly [default: 1].")
+@click.option("--cost-alarm", type=FiniteRange(0, min_open=True), help="Cost of a false alarm [default: 1].")
 @table_options(label=True)
 @device_option
 @overwrite_option
@@ -39,6 +57,9 @@ def command(
     output: str,
     fpr: float | None,
     threshold: str | None,
+    beta: float | None,
+    cost_miss: float | None,
+    cost_alarm: float | None,
     device: str,
     overwrite: bool,
     as_json: bool,
@@ -47,37 +68,98 @@ def command(
 ) -> None:
     """Set the threshold of MODEL anew from the normal rows of DATA, which it must not have been trained on.
 
-    The weights stay as they are. With --label, only the rows labelled normal count.
+    The weights stay as they are. With --label, only the rows labelled normal count; the thresholds youden, f_beta, cost
+    and recall_at_fpr are chosen on the anomalies, too.
     """
-    from vae_anomaly.errors import DataError
-    from vae_anomaly.predictions import align, as_fitted, located
-
+    given = {"fpr": fpr, "beta": beta, "cost_miss": cost_miss, "cost_alarm": cost_alarm}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    _check_options(threshold, columns["label"], parameters)
     check_output(output, overwrite, stdout=False)
     detector = load_detector(model, device)
-    table = read_data(data, **columns, text_columns=text_columns(detector)).normal()
-    aligned = align(detector, table)
-    scorable = aligned.reasons == ""
-    if not scorable.any():
-        raise DataError(f"{table.name} has no normal row that can be scored.")
+    table = read_data(data, **columns, text_columns=text_columns(detector))
     before = detector.threshold_
-    with located(table.take(scorable)):
-        try:
-            detector.calibrate(as_fitted(detector, aligned.X[scorable]), threshold=threshold, fpr=fpr)
-        except ValueError as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{table.name}: {error}") from None
-    detector.save(output, notes={**detector.notes_, "calibration_data": table.name})
+    if threshold in registry("label threshold"):
+        _choose(detector, table, threshold, parameters)
+        notes = {**detector.notes_, "label_data": table.name}
+    else:
+        _calibrate(detector, table.normal(), threshold, fpr)
+        notes = {**detector.notes_, "calibration_data": table.name}
+    detector.save(output, notes=notes)
+    rule = detector.threshold_rule_
     summary = {
         "model": output,
         "calibrated_on": len(detector.calibration_scores_),
         "threshold_before": before,
         "threshold": detector.threshold_,
-        "fpr": detector.threshold_rule_["fpr"],
-        "rule": detector.threshold_rule_["name"],
-        "extrapolation": detector.threshold_rule_["extrapolation"],
+        "fpr": rule["fpr"],
+        "rule": rule["name"],
+        "parameters": rule["parameters"],
+        "extrapolation": rule["extrapolation"],
+        "labels": rule["labels"],
     }
     tell(quiet, f"Threshold {before:.6g} -> {detector.threshold_:.6g}: {promise(detector)}.")
     tell(quiet, f"Wrote {output}.")
     if as_json:
         print_json(summary)
+
+
+def _check_options(threshold: str | None, label: str | None, parameters: dict[str, float]) -> None:
+    """Refuse options that do not go with the rule."""
+    rules = registry("label threshold")
+    if threshold in rules and label is None:
+        raise click.UsageError(f"--threshold {threshold} needs --label, the column that says which rows are anomalies.")
+    takes = rules[threshold].parameters if threshold in rules else ("fpr",)
+    for name in parameters:
+        if name not in takes:
+            fitting = [rule for rule in rules if name in rules[rule].parameters]
+            fitting += list(registry("threshold")) if name == "fpr" else []
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} does not go with --threshold {threshold or '(the model has its own)'}, "
+                f"but with {' and '.join(fitting)}."
+            )
+
+
+def _choose(detector: "VAEDetector", table: "Data", rule: str, parameters: dict[str, float]) -> None:
+    """Threshold from the labelled rows that can be scored."""
+    assert table.y is not None
+    labelled, X = _scorable(detector, table.take(table.y >= 0), "labelled row")
+    assert labelled.y is not None
+    with _named(labelled):
+        detector.choose_threshold(X, labelled.y, rule, **parameters)
+    detector.threshold_rule_["labels"]["data"] = table.name
+
+
+def _calibrate(detector: "VAEDetector", normal: "Data", threshold: str | None, fpr: float | None) -> None:
+    """Threshold from the normal rows that can be scored."""
+    normal, X = _scorable(detector, normal, "normal row")
+    with _named(normal):
+        detector.calibrate(X, threshold=threshold, fpr=fpr)
+
+
+def _scorable(detector: "VAEDetector", table: "Data", what: str) -> tuple["Data", "pd.DataFrame"]:
+    """The rows that can be scored, and their columns as the detector takes them."""
+    from vae_anomaly.errors import DataError
+    from vae_anomaly.predictions import align, as_fitted
+
+    if not len(table):
+        raise DataError(f"{table.name} has no {what}.")
+    aligned = align(detector, table)
+    scorable = aligned.reasons == ""
+    if not scorable.any():
+        raise DataError(f"{table.name} has no {what} that can be scored.")
+    return table.take(scorable), as_fitted(detector, aligned.X[scorable])
+
+
+@contextmanager
+def _named(table: "Data") -> "Iterator[None]":
+    """Say which table gives no threshold, and in which row a cell is that can't be used."""
+    from vae_anomaly.errors import CellError, DataError
+    from vae_anomaly.predictions import located
+
+    with located(table):
+        try:
+            yield
+        except CellError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{table.name}: {error}") from None

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from vae_anomaly.cli.common import extent, print_json
+from vae_anomaly.cli.common import chosen_on, extent, print_json
 
 
 @click.command("inspect")
@@ -58,10 +58,13 @@ def _threshold(threshold: dict[str, Any]) -> dict[str, Any]:
     rows = {
         "value": f"{threshold['value']:.6g}",
         "rule": threshold["name"],
-        "false-alarm rate": f"{100 * threshold['fpr']:g} %",
+        "false-alarm rate": "none asked for" if threshold["fpr"] is None else f"{100 * threshold['fpr']:g} %",
+        **threshold["parameters"],
     }
     if threshold["extrapolation"] is not None:
         rows["extrapolated by"] = extent(threshold)
+    if threshold["labels"] is not None:
+        rows["it is"] = chosen_on(threshold)
     return rows
 
 
