@@ -429,6 +429,15 @@ def test_calibrate_leaves_rows_out_that_cannot_be_scored(model):
     assert json.loads(result.stdout)["calibrated_on"] == 98
 
 
+def test_calibrate_says_when_it_is_given_training_rows(model):
+    rows = pd.concat([mixed(100, seed=1), mixed().head(7)])
+    assert (
+        "7 of 107 rows equal rows that the model was trained on"
+        in run("calibrate", model, save(rows), "-o", "new.safetensors").stderr
+    )
+    assert "equal rows" not in run("calibrate", model, save(mixed(100, seed=1)), "-o", "other.safetensors").stderr
+
+
 def test_a_threshold_is_chosen_on_labels(model):
     table = labelled().astype(object)
     table.loc[3, list(mixed().columns)] = None

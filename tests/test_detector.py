@@ -415,6 +415,30 @@ def test_after_a_choice_on_labels_a_calibration_names_its_rule():
     assert detector.threshold_rule_["labels"] is None
 
 
+@pytest.mark.parametrize("n_rows", [300, 2000])
+def test_rows_that_were_seen_are_counted(n_rows):
+    X = numbers(n_rows)
+    detector = VAEDetector(**TINY).fit(X)
+    counts = detector.n_rows_
+    assert detector.seen_rows(X) == {"training": counts["train"], "calibration": counts["calibration"], "labels": 0}
+    new = numbers(60, seed=1)
+    assert detector.seen_rows(new) == {"training": 0, "calibration": 0, "labels": 0}
+    detector.calibrate(new[:40])
+    assert detector.seen_rows(new) == {"training": 0, "calibration": 40, "labels": 0}
+    detector.choose_threshold(new[20:], [0, 1] * 20)
+    assert detector.seen_rows(new) == {"training": 0, "calibration": 40, "labels": 40}
+    detector.calibrate(new[:30], threshold="conformal")
+    assert detector.seen_rows(np.vstack([new, new[:5], X[:3]]))["labels"] == 0
+    assert detector.seen_rows(np.vstack([new, new[:5]]))["calibration"] == 35
+
+
+def test_whole_numbers_are_the_same_rows_whatever_their_type():
+    rows = mixed()
+    detector = VAEDetector(**TINY).fit(rows)
+    assert detector.seen_rows(rows.astype({"count": float}))["training"] == 200
+    assert detector.seen_rows(rows.assign(flow=rows["flow"] + 0.01))["training"] == 0
+
+
 def test_a_rule_that_refuses_the_scores_costs_the_threshold_and_not_the_fit(monkeypatch):
     def refuse(scores, fpr):
         raise ValueError("The tail is too short.")

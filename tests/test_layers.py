@@ -24,6 +24,7 @@ TABLE = {
     "priors": set(),
     "baselines": set(),
     "splitting": set(),
+    "row_hashes": set(),
     "label_thresholds": {"errors"},
     "discoveries": {"thresholds"},
     "delong": set(),
@@ -46,12 +47,12 @@ TABLE = {
     # The estimator.
     "parameters": {"errors", "likelihoods", "priors", "scores", "thresholds"},
     "model_state": {
-        "", "parameters", "persistence", "ensemble", "label_thresholds", "preprocessing", "tails", "thresholds",
-        "training", "errors",
+        "", "parameters", "persistence", "ensemble", "label_thresholds", "preprocessing", "row_hashes", "tails",
+        "thresholds", "training", "errors",
     },
     "detector": {
         "ensemble", "errors", "label_thresholds", "likelihoods", "model_state", "parameters", "preprocessing",
-        "scores", "splitting", "tails", "thresholds", "training", "vae",
+        "row_hashes", "scores", "splitting", "tails", "thresholds", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors"},
     # Evaluation.

@@ -68,6 +68,7 @@ def test_everything_else_comes_back(detector, path):
     assert copy.feature_names_in_.tolist() == detector.feature_names_in_.tolist()
     assert copy.n_features_in_ == detector.n_features_in_
     assert copy.n_rows_ == detector.n_rows_
+    assert copy.seen_rows(mixed()) == detector.seen_rows(mixed())
     assert copy.sample(5).equals(detector.sample(5))
 
 
@@ -230,11 +231,19 @@ def test_a_folder(tmp_path):
         load(tmp_path)
 
 
+def test_an_older_format(path, monkeypatch, detector):
+    monkeypatch.setattr(persistence, "FORMAT_VERSION", FORMAT_VERSION - 1)
+    detector.save(path)
+    monkeypatch.undo()
+    with refused(rf"has format {FORMAT_VERSION - 1}, and this version of vae-anomaly reads .*Fit it anew\."):
+        load(path)
+
+
 def test_a_newer_format(path, monkeypatch, detector):
     monkeypatch.setattr(persistence, "FORMAT_VERSION", FORMAT_VERSION + 1)
     detector.save(path)
     monkeypatch.undo()
-    with refused(f"has format {FORMAT_VERSION + 1}, and this version of vae-anomaly reads formats up to .*Upgrade"):
+    with refused(f"has format {FORMAT_VERSION + 1}, and this version of vae-anomaly reads format .*Upgrade"):
         load(path)
 
 
@@ -334,6 +343,10 @@ def test_a_gigantic_network_is_refused_before_it_is_built(path, change):
         put("notes", 5),
         replace("eps", np.zeros((1, 1, 1), np.float32)),
         replace("usual_shares", np.zeros(3)),
+        replace("row_hashes.training", np.array([2, 1], np.uint64)),
+        replace("row_hashes.calibration", np.zeros(2, np.uint64)),
+        replace("row_hashes.labels", np.zeros(1)),
+        lambda header, tensors: tensors.pop("row_hashes.labels"),
         replace("calibration_scores", np.zeros(0)),
         replace("calibration_scores", np.zeros((2, 2))),
         replace("calibration_scores", np.array([1.0, math.nan])),
@@ -342,7 +355,8 @@ def test_a_gigantic_network_is_refused_before_it_is_built(path, change):
         "no schema", "no params", "no tensors", "no eps", "empty schema", "schema of no columns", "kind", "scale",
         "bends", "knots",
         "more members", "no members", "width of text", "fpr of text", "latent_dim", "no threshold", "NaN threshold",
-        "threshold rule", "notes", "eps", "usual shares", "no calibration scores", "calibration shape",
+        "threshold rule", "notes", "eps", "usual shares", "hashes out of order",
+        "repeated hashes", "hashes of floats", "no hashes", "no calibration scores", "calibration shape",
         "calibration of NaN",
     ],
 )  # fmt: skip

@@ -24,6 +24,7 @@ from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
 from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.preprocessing import Schema
+from vae_anomaly.row_hashes import overlap, row_hashes, sketch
 from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, shares
 from vae_anomaly.splitting import Split, rows_to_fit, split_rows
 from vae_anomaly.tails import excess_rows_needed
@@ -121,6 +122,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ``parameters``; ``out_of_fold``, whether the calibration scores are; ``extrapolation``, the fields of
         :class:`~vae_anomaly.tails.Extrapolation` where it goes beyond the scores; and ``labels``, what labelled rows
         it was chosen on, if any, with ``n_normal``, ``n_anomalies``, and how many of each it flags.
+    row_hashes_ : dict of ndarray of uint64
+        Hashes of the rows trained on (``training``), of those that calibrated last (``calibration``), and of those on
+        whose labels the threshold was chosen (``labels``, mostly empty).
     notes_ : dict
         Plain data that the model file carries along.
     n_features_in_ : int
@@ -237,6 +241,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         scores = self._calibration_map(SCORES[self.score_name].function, encoded, split)
         scores[np.isnan(encoded[split.calibration]).all(axis=1)] = np.nan
         self._set_first_threshold(scores, split)
+        self.row_hashes_: dict[str, NDArray[np.uint64]] = {
+            "training": sketch(row_hashes(encoded[split.fitted])),
+            "calibration": sketch(row_hashes(encoded[split.calibration])),
+            "labels": sketch(row_hashes(encoded[:0])),
+        }
         self.usual_shares_ = self._usual_shares(encoded, split)
         self.notes_: dict[str, Any] = {}
         return self
@@ -460,7 +469,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
         fpr = (last["fpr"] or self.fpr) if fpr is None else fpr
         threshold = last["name"] if threshold is None else threshold
-        self._set_threshold(self.anomaly_score(X), threshold, fpr, strict=True)
+        encoded = self._encode(X)
+        self._set_threshold(self._scores(encoded, SCORES[self.score_name]), threshold, fpr, strict=True)
+        hashes = row_hashes(encoded)
+        self.row_hashes_ = {**self.row_hashes_, "calibration": sketch(hashes), "labels": sketch(hashes[:0])}
         return self
 
     def choose_threshold(self, X: Any, y: ArrayLike, rule: str = "youden", **parameters: float) -> Self:
@@ -488,13 +500,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         known = look_up("threshold", rule, LABEL_THRESHOLDS)
         parameters = known.complete(rule, parameters)
-        labels, scores = np.asarray(y), self.anomaly_score(X)
+        encoded = self._encode(X)
+        labels, scores = np.asarray(y), self._scores(encoded, SCORES[self.score_name])
         if labels.shape != scores.shape:
             raise ValueError(f"y has shape {labels.shape}, expected one label for each of the {len(scores)} rows of X.")
         labels, scores = labels[~np.isnan(scores)], scores[~np.isnan(scores)]
         value = known.function(labels, scores, **parameters)
         flagged = scores > value
         self.threshold_, self.offset_ = value, -value
+        self.row_hashes_ = {**self.row_hashes_, "labels": sketch(row_hashes(encoded))}
         self.threshold_rule_ = {
             "name": rule,
             "fpr": parameters.pop("fpr", None),
@@ -546,6 +560,22 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Conformal p-values of anomaly scores that are known already."""
         check_is_fitted(self)
         return p_values(self.calibration_scores_, scores)
+
+    def seen_rows(self, X: Any) -> dict[str, int]:
+        """How many rows of ``X`` equal a row of each kind in ``row_hashes_``; figures on such rows are too good.
+
+        Rows are equal when they are encoded alike, whatever came of columns that say nothing. Of more than 100,000
+        rows of a kind a sample is kept, and the number is an estimate. In a table with few distinct rows, new ones
+        equal old ones by chance.
+
+        Returns
+        -------
+        dict of str to int
+            ``training``, ``calibration`` (the last one) and ``labels`` (rows that the threshold was chosen on).
+        """
+        check_is_fitted(self)
+        hashes = row_hashes(self._encode(X))
+        return {kind: overlap(kept, hashes) for kind, kept in self.row_hashes_.items()}
 
     def explain(self, X: Any, *, score_name: str | None = None) -> Floats:
         """Contribution of each feature to the anomaly score, shape (n_samples, n_features); each row sums to its score.

@@ -17,6 +17,7 @@ from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.preprocessing import Schema
+from vae_anomaly.row_hashes import check_sketch
 from vae_anomaly.tails import MIN_EXCESSES, Extrapolation
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
 from vae_anomaly.training import History
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["restore", "save"]
 
+ROW_KINDS = ("training", "calibration", "labels")
 LIBRARIES = ("torch", "scikit-learn", "pandas", "numpy", "safetensors")
 
 
@@ -35,6 +37,7 @@ def save(detector: "VAEDetector", path: str | os.PathLike[str], notes: dict[str,
     tensors |= {f"history.{field.name}": getattr(detector.history_, field.name) for field in fields(History)}
     tensors["eps"] = _array(detector.eps_)
     tensors["calibration_scores"] = detector.calibration_scores_
+    tensors |= {f"row_hashes.{kind}": detector.row_hashes_[kind] for kind in ROW_KINDS}
     tensors["usual_shares"] = detector.usual_shares_
     tensors["active_units"] = np.asarray(detector.active_units_)
     save_model(path, _header(detector, notes), tensors)
@@ -114,6 +117,7 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     detector.eps_ = torch.from_numpy(tensors["eps"])
     detector.history_ = History(**{field.name: tensors[f"history.{field.name}"] for field in fields(History)})
     detector.calibration_scores_ = tensors["calibration_scores"]
+    detector.row_hashes_ = {kind: check_sketch(tensors[f"row_hashes.{kind}"]) for kind in ROW_KINDS}
     detector.usual_shares_, detector.active_units_ = tensors["usual_shares"], tensors["active_units"]
     _restore_threshold(detector, header["threshold"])
     detector.n_rows_ = {name: header["training"][f"n_{name}"] for name in ("train", "calibration")}

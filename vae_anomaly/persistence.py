@@ -20,7 +20,7 @@ from vae_anomaly.errors import ModelFileError
 
 __all__ = ["FORMAT_VERSION", "load_model", "save_model"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEY = "vae_anomaly"
 
 # What a header holds, at least.
@@ -62,7 +62,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
     Raises
     ------
     ModelFileError
-        If the file is missing, damaged, truncated, changed, written by something else, or of a newer format.
+        If the file is missing, damaged, truncated, changed, written by something else, or of another format.
     """
     name = Path(path).name
     if not Path(path).is_file():
@@ -89,9 +89,13 @@ def _parse(name: str, text: str) -> dict[str, Any]:
     version = document.get("format_version") if isinstance(document, dict) else None
     if not isinstance(version, int):
         raise ModelFileError(f"{name} has no format version; it was damaged or written by something else.")
+    if version < FORMAT_VERSION:
+        raise ModelFileError(
+            f"{name} has format {version}, and this version of vae-anomaly reads format {FORMAT_VERSION}. Fit it anew."
+        )
     if version > FORMAT_VERSION:
         raise ModelFileError(
-            f"{name} has format {version}, and this version of vae-anomaly reads formats up to {FORMAT_VERSION}. "
+            f"{name} has format {version}, and this version of vae-anomaly reads format {FORMAT_VERSION}. "
             "Upgrade vae-anomaly."
         )
     assert isinstance(document, dict)

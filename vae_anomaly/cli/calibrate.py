@@ -79,10 +79,10 @@ def command(
     table = read_data(data, **columns, text_columns=text_columns(detector))
     before = detector.threshold_
     if threshold in registry("label threshold"):
-        _choose(detector, table, threshold, parameters)
+        _choose(detector, table, threshold, parameters, quiet)
         notes = {**detector.notes_, "label_data": table.name}
     else:
-        _calibrate(detector, table.normal(), threshold, fpr)
+        _calibrate(detector, table.normal(), threshold, fpr, quiet)
         notes = {**detector.notes_, "calibration_data": table.name}
     detector.save(output, notes=notes)
     rule = detector.threshold_rule_
@@ -119,20 +119,31 @@ def _check_options(threshold: str | None, label: str | None, parameters: dict[st
             )
 
 
-def _choose(detector: "VAEDetector", table: "Data", rule: str, parameters: dict[str, float]) -> None:
+def _tell_seen(quiet: bool, n_seen: int, n_rows: int) -> None:
+    if n_seen:
+        tell(
+            quiet,
+            f"{n_seen} of {n_rows} rows equal rows that the model was trained on, which score lower than new ones: the "
+            "threshold may come out too low.",
+        )
+
+
+def _choose(detector: "VAEDetector", table: "Data", rule: str, parameters: dict[str, float], quiet: bool) -> None:
     """Threshold from the labelled rows that can be scored."""
     assert table.y is not None
     labelled, X = _scorable(detector, table.take(table.y >= 0), "labelled row")
     assert labelled.y is not None
     with _named(labelled):
+        _tell_seen(quiet, detector.seen_rows(X)["training"], len(labelled))
         detector.choose_threshold(X, labelled.y, rule, **parameters)
     detector.threshold_rule_["labels"]["data"] = table.name
 
 
-def _calibrate(detector: "VAEDetector", normal: "Data", threshold: str | None, fpr: float | None) -> None:
+def _calibrate(detector: "VAEDetector", normal: "Data", threshold: str | None, fpr: float | None, quiet: bool) -> None:
     """Threshold from the normal rows that can be scored."""
     normal, X = _scorable(detector, normal, "normal row")
     with _named(normal):
+        _tell_seen(quiet, detector.seen_rows(X)["training"], len(normal))
         detector.calibrate(X, threshold=threshold, fpr=fpr)
 
 

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from vae_anomaly.row_hashes import check_sketch, overlap, row_hashes, sketch
+
+
+def rows(n_rows, seed=0, n_entries=5):
+    return np.random.default_rng(seed).normal(size=(n_rows, n_entries)).astype(np.float32)
+
+
+def test_equal_rows_have_equal_hashes_and_others_do_not():
+    X = rows(1000)
+    X[3] = X[7]
+    hashes = row_hashes(X)
+    assert len(np.unique(hashes)) == 999
+    assert hashes[3] == hashes[7]
+    assert np.array_equal(row_hashes(X[::-1]), hashes[::-1])
+    assert row_hashes(X[:1]) == hashes[0]
+
+
+def test_the_order_of_the_entries_counts():
+    assert len(set(row_hashes(np.array([[1, 2], [2, 1]], np.float32)).tolist())) == 2
+
+
+def test_all_missing_values_are_one():
+    other = np.array([0x7FC00001], np.uint32).view(np.float32)[0]
+    one, two = row_hashes(np.array([[1.0, np.nan], [1.0, other]], np.float32))
+    assert one == two
+
+
+def test_rows_without_a_value_have_no_hash():
+    assert len(row_hashes(np.array([[np.nan, np.nan], [1.0, np.nan]], np.float32))) == 1
+    assert len(row_hashes(np.zeros((0, 3), np.float32))) == 0
+
+
+@pytest.mark.parametrize("max_kept", [1000, 1001, 5000])
+def test_a_sketch_that_holds_all_rows_counts_exactly(max_kept):
+    old, new = rows(1000), rows(300, seed=1)
+    kept = sketch(row_hashes(old), max_kept)
+    table = row_hashes(np.concatenate([old[:70], new, old[:30]]))
+    assert overlap(kept, table, max_kept) == 100
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_a_sketch_of_some_rows_estimates(share):
+    """Within four standard errors of a binomial sample of the rows."""
+    n_rows, max_kept = 20_000, 2000
+    old = rows(n_rows)
+    kept = sketch(row_hashes(old), max_kept)
+    assert len(kept) == max_kept + 1
+    n_seen = int(share * n_rows)
+    table = row_hashes(np.concatenate([old[:n_seen], rows(n_rows - n_seen, seed=1)]))
+    assert overlap(kept, table, max_kept) == pytest.approx(n_seen, abs=4.0 * np.sqrt(n_seen * n_rows / max_kept))
+
+
+def test_an_empty_sketch_holds_nothing():
+    empty = sketch(row_hashes(rows(0)))
+    assert check_sketch(empty) is empty
+    assert overlap(empty, row_hashes(rows(9))) == 0
+
+
+@pytest.mark.parametrize("kept", [[2, 1], [1, 1], [1.0, 2.0], [[1], [2]]])
+def test_what_is_no_sketch_is_refused(kept):
+    array = np.array(kept)
+    with pytest.raises(ValueError, match="its hashes of rows are not sorted, or are none"):
+        check_sketch(array if array.dtype.kind == "f" else array.astype(np.uint64))

@@ -1,0 +1,81 @@
+"""Hashes of encoded rows: whether a row was seen before, without keeping it."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+__all__ = ["MAX_KEPT", "check_sketch", "overlap", "row_hashes", "sketch"]
+
+# Of more distinct rows, those with the smallest hashes stand for all: a random sample that is the same one every time.
+MAX_KEPT = 100_000
+
+Hashes = NDArray[np.uint64]
+
+
+def row_hashes(encoded: NDArray[np.float32]) -> Hashes:
+    """64-bit hash of each row that has a value, equal for rows that are encoded alike.
+
+    Two rows that differ have the same hash with probability 5e-20.
+
+    Parameters
+    ----------
+    encoded : ndarray of float32, shape (n_samples, n_entries)
+        NaN where a value is missing.
+
+    Examples
+    --------
+    >>> one, other, again = row_hashes(np.array([[1.0, 0.0], [1.0, np.nan], [1.0, -0.0]], np.float32))
+    >>> bool(one == again), bool(one == other)
+    (True, False)
+    """
+    known = ~np.isnan(encoded).all(axis=1)
+    # Of 0 and -0, and of the many NaN, one.
+    plain = np.where(np.isnan(encoded), np.float32(np.nan), encoded + np.float32(0.0))[known]
+    hashes: Hashes = pd.util.hash_pandas_object(pd.DataFrame(plain), index=False).to_numpy(np.uint64)
+    return hashes
+
+
+def sketch(hashes: Hashes, max_kept: int = MAX_KEPT) -> Hashes:
+    """The distinct hashes, sorted; of more than ``max_kept``, so many of the smallest, and the next one as a bound.
+
+    Examples
+    --------
+    >>> sketch(np.array([5, 3, 3, 9], np.uint64)).tolist(), sketch(np.array([5, 3, 3, 9], np.uint64), 2).tolist()
+    ([3, 5, 9], [3, 5, 9])
+    >>> sketch(np.array([5, 3, 3, 9], np.uint64), 1).tolist()
+    [3, 5]
+    """
+    return np.unique(np.asarray(hashes, dtype=np.uint64))[: max_kept + 1]
+
+
+def overlap(kept: Hashes, hashes: Hashes, max_kept: int = MAX_KEPT) -> int:
+    """How many rows are among those that a sketch was made of.
+
+    Exact where the sketch holds all of them. Else an estimate: rows whose hash lies below the sketch's bound are a
+    sample, and what is found among them is scaled up by its share.
+
+    Parameters
+    ----------
+    kept : ndarray of uint64
+        Made by :func:`sketch`.
+    hashes : ndarray of uint64, shape (n_samples,)
+        One for each row, repeated where a row is.
+
+    Examples
+    --------
+    >>> overlap(sketch(np.array([5, 3, 9], np.uint64)), np.array([3, 3, 4, 9], np.uint64))
+    3
+    """
+    share = 1.0
+    if len(kept) > max_kept:
+        bound = kept[-1]
+        kept, hashes = kept[:-1], hashes[hashes < bound]
+        share = float(bound) / 2.0**64
+    return round(int(np.isin(hashes, kept).sum()) / share)
+
+
+def check_sketch(kept: Hashes) -> Hashes:
+    """``kept``, or ValueError if it is no sketch."""
+    if kept.dtype != np.uint64 or kept.ndim != 1 or len(kept) > MAX_KEPT + 1 or (kept[1:] <= kept[:-1]).any():
+        raise ValueError("its hashes of rows are not sorted, or are none")
+    return kept
