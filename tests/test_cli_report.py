@@ -97,3 +97,31 @@ def test_costs_and_the_partial_area_are_those_asked_for(models):
     page = Path("out/report.html").read_text()
     assert 'id="cost-miss" min="0" step="any" value="20"' in page
     assert 'id="cost-alarm" min="0" step="any" value="0.5"' in page
+
+
+def test_figures_on_rows_that_were_trained_on_are_no_test_result(models):
+    mixed().assign(anomaly=0).to_csv("trained.csv", index=False)
+    new = pd.read_csv("labelled.csv").drop(columns="kind")
+    pd.concat([new, pd.read_csv("trained.csv").iloc[:7]]).to_csv("both.csv", index=False)
+    result = run("report", models[0], "both.csv", "--label", "anomaly", "-o", "out", "--json")
+    metrics = json.loads(result.stdout)
+    assert metrics["is_test_result"] is False
+    assert metrics["seen_rows"]["training"] == 7
+    sentence = f"Not a test result: 7 of {len(new) + 7} rows are equal to rows that the model was trained on."
+    assert sentence in result.stderr
+    assert sentence in Path("out/report.html").read_text()
+    assert report(models[0], *LABELLED, "--overwrite")["is_test_result"] is True
+
+
+@pytest.mark.parametrize("rule", ["youden", "f_beta", "cost", "recall_at_fpr"])
+def test_a_threshold_chosen_on_these_labels_is_marked(models, rule):
+    run("calibrate", models[0], *LABELLED, "--threshold", rule, "-o", "chosen.safetensors")
+    run("report", "chosen.safetensors", *LABELLED, "-o", "out")
+    page = Path("out/report.html").read_text()
+    assert f"the threshold ({rule}) was chosen on these labels" in page
+    assert "Chosen on labels of" in page
+    assert json.loads(Path("out/metrics.json").read_text())["is_test_result"] is False
+    labelled(seed=5).to_csv("others.csv", index=False)
+    run("report", "chosen.safetensors", "others.csv", "--label", "anomaly", "-o", "out", "--overwrite")
+    assert "was chosen on these labels" not in Path("out/report.html").read_text()
+    assert json.loads(Path("out/metrics.json").read_text())["is_test_result"] is True

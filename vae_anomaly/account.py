@@ -61,8 +61,8 @@ def account(
     types: str | None = None,
     compare: bool = True,
     max_fpr: float = MAX_FPR,
-    cost_miss: float = 1.0,
-    cost_alarm: float = 1.0,
+    cost_miss: float | None = None,
+    cost_alarm: float | None = None,
     provenance: Mapping[str, object] | None = None,
 ) -> Account:
     """Contents of the report of a detector on some rows, labelled or not.
@@ -83,8 +83,10 @@ def account(
         Column of ``data.kept`` with the kind of each anomaly.
     compare : bool
         Whether to compare all scores of the detector.
-    max_fpr, cost_miss, cost_alarm
-        As of :func:`vae_anomaly.metrics.evaluate` and :class:`vae_anomaly.report.contents.Contents`.
+    max_fpr : float
+        As of :func:`vae_anomaly.metrics.evaluate`.
+    cost_miss, cost_alarm : float, optional
+        What a missed anomaly and a false alarm cost; by default what the threshold was chosen for, or 1.
     provenance : mapping of str to object, optional
 
     Raises
@@ -93,6 +95,7 @@ def account(
         If no row can be scored, or all labels are of one class.
     """
     scored = _score(detector, data, others or {})
+    chosen_for = detector.threshold_rule_["parameters"]
     evaluation = _evaluate(detector, scored, max_fpr)
     predictions = scored.predictions
     missed = predictions[(predictions["is_anomaly"] == 0) & (scored.rows.y == 1)]
@@ -104,6 +107,8 @@ def account(
         provenance={**(provenance or {}), "vae-anomaly": vae_anomaly.__version__, "Seed": str(detector.seed_)},
         asked_fpr=detector.threshold_rule_["fpr"],
         promise=_promise(detector),
+        seen_rows=(seen := detector.seen_rows(as_fitted(detector, align(detector, scored.rows).X))),
+        cautions=_cautions(detector.threshold_rule_, seen, len(scored.rows)),
         p_values=predictions["p_value"].to_numpy(dtype=float),
         history=_mean_history(detector),
         latent=_latent(detector, scored),
@@ -112,8 +117,8 @@ def account(
         types=_types(evaluation, scored.rows, types),
         compared=_compared(detector, scored, model_name, compare=compare),
         samples=_samples(detector, scored),
-        cost_miss=cost_miss,
-        cost_alarm=cost_alarm,
+        cost_miss=chosen_for.get("cost_miss", 1.0) if cost_miss is None else cost_miss,
+        cost_alarm=chosen_for.get("cost_alarm", 1.0) if cost_alarm is None else cost_alarm,
     )
     return Account(contents, len(data) - len(scored.rows))
 
@@ -154,6 +159,29 @@ def _flagged(predictions: pd.DataFrame) -> NDArray[np.bool_]:
     return flagged
 
 
+def _cautions(rule: dict[str, Any], seen: Mapping[str, int], n: int) -> list[str]:
+    """Why figures on these ``n`` rows are no test result, and what kind of threshold they belong to."""
+    cautions = []
+    if seen["training"]:
+        cautions.append(
+            f"Not a test result: {seen['training']:,} of {n:,} rows are equal to rows that the model was trained on."
+        )
+    elif seen["calibration"]:
+        cautions.append(
+            f"Not a test result: {seen['calibration']:,} of {n:,} rows are equal to rows that set the threshold."
+        )
+    if seen["labels"]:
+        cautions.append(
+            f"Not a test result: the threshold ({rule['name']}) was chosen on these labels; {seen['labels']:,} of "
+            f"{n:,} rows are equal to rows that it was chosen on."
+        )
+    if rule.get("extrapolation"):
+        cautions.append(
+            "The threshold is an extrapolation beyond the calibration rows (peaks over threshold), not a promise."
+        )
+    return cautions
+
+
 def _promise(detector: "VAEDetector") -> tuple[float, float] | None:
     """Interval of the true false-alarm rate, where the rule of the threshold has a law for it."""
     rule = detector.threshold_rule_
@@ -176,10 +204,25 @@ def _model_facts(detector: "VAEDetector", model_name: str) -> dict[str, object]:
         "Calibration rows": len(detector.calibration_scores_),
         "Threshold": detector.threshold_,
         "Threshold rule": rule["name"] + (", out of fold" if rule["out_of_fold"] else ""),
+        **_rule_facts(rule),
         "Asked false-alarm rate": "-" if rule["fpr"] is None else f"{100 * rule['fpr']:g} %",
         "Training data": detector.notes_.get("data", "-"),
         "Training fingerprint": detector.fingerprint_[:16],
     }
+
+
+def _rule_facts(rule: dict[str, Any]) -> dict[str, object]:
+    """What else there is to say about the rule of the threshold."""
+    labels, tail = rule.get("labels"), rule.get("extrapolation")
+    facts: dict[str, object] = {}
+    if labels:
+        facts["Chosen on labels of"] = (
+            f"{labels.get('data', 'rows')}: {labels['n_anomalies']:,} anomalies, {labels['n_normal']:,} normal rows"
+        )
+    if tail:
+        facts["Extrapolated threshold"] = f"95 % interval {tail['low']:.5g} to {tail['high']:.5g}"
+        facts["Shape of the tail"] = f"{tail['shape']:.3g} ({tail['shape_low']:.3g} to {tail['shape_high']:.3g})"
+    return facts
 
 
 def _data_facts(detector: "VAEDetector", data: Data, evaluation: Evaluation | Unlabelled) -> dict[str, object]:

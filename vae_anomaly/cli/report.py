@@ -55,8 +55,8 @@ class Outputs(NamedTuple):
 @click.option("--plots", metavar="FOLDER", help="Write the charts there, too, as SVG and PNG.")
 @click.option("--scores/--no-scores", "compare", default=True, help="Compare all scores of the model [default: yes].")
 @click.option("--max-fpr", type=Fraction(), default=0.1, show_default=True, help="Where the partial area ends.")
-@click.option("--cost-miss", type=FiniteRange(0), default=1.0, show_default=True, help="Cost of a missed anomaly.")
-@click.option("--cost-alarm", type=FiniteRange(0), default=1.0, show_default=True, help="Cost of a false alarm.")
+@click.option("--cost-miss", type=FiniteRange(0), help="Cost of a missed anomaly [default: the model's, or 1].")
+@click.option("--cost-alarm", type=FiniteRange(0), help="Cost of a false alarm [default: the model's, or 1].")
 @click.option("--min-auroc", type=Fraction(), help="Exit with 6 if the area under the ROC curve is smaller.")
 @table_options(label=True)
 @device_option
@@ -180,14 +180,16 @@ def _metrics(contents: "Contents") -> dict[str, Any]:
     from vae_anomaly.paired import compared_json
 
     given = contents.evaluation
+    guard = {"is_test_result": contents.is_test_result, "seen_rows": dict(contents.seen_rows)}
     if isinstance(given, Unlabelled):
         return {
+            **guard,
             "n_rows": given.n_rows,
             "n_flagged": given.n_flagged,
             "flagged_share": given.n_flagged / given.n_rows,
             "threshold": given.threshold if abs(given.threshold) < float("inf") else None,
         }
-    metrics = to_json(given)
+    metrics = {**guard, **to_json(given)}
     if contents.types:
         metrics["types"] = recall_by_type_json(list(contents.types))
     if contents.compared:

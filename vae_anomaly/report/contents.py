@@ -1,7 +1,7 @@
 """What a report shows, before it is a page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
@@ -37,6 +37,8 @@ class Contents:
         :func:`vae_anomaly.thresholds.realised_rate`.
     cautions : sequence of str
         Why the figures are no test result, or what else a reader must know first.
+    seen_rows : mapping of str to int
+        How many of the rows the model has seen, by what for; with any, the figures are no test result.
     p_values : array-like of shape (n_samples,), optional
         Conformal p-values of the rows.
     history : mapping of str to array of shape (n_epochs,), optional
@@ -66,6 +68,7 @@ class Contents:
     asked_fpr: float | None = None
     promise: tuple[float, float] | None = None
     cautions: Sequence[str] = ()
+    seen_rows: Mapping[str, int] = field(default_factory=dict)
     p_values: ArrayLike | None = None
     history: Mapping[str, ArrayLike] | None = None
     latent: LatentMap | None = None
@@ -76,3 +79,8 @@ class Contents:
     samples: "tuple[pd.DataFrame, pd.DataFrame] | None" = None
     cost_miss: float = 1.0
     cost_alarm: float = 1.0
+
+    @property
+    def is_test_result(self) -> bool:
+        """Whether the figures say something about new rows: none of these rows had a part in the model."""
+        return not any(self.seen_rows.values())
