@@ -5,7 +5,7 @@ from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import SCORES
-from vae_anomaly.vae import VAE
+from vae_anomaly.vae import VAE, Terms
 
 
 @pytest.fixture
@@ -145,3 +145,23 @@ def test_to_moves_nothing_but_the_place(three, x, eps):
     assert [value.requires_grad for value in ensemble.params.values()] == requires_grad
     assert all(value.is_leaf for value in ensemble.params.values())
     torch.testing.assert_close(ensemble.map(VAE.elbo, x, eps), before, rtol=0, atol=0)
+
+
+def test_members_with_convolutions_run_in_turn_and_give_the_same():
+    shape, n_pixels = (1, 6, 6), 36
+    members = [
+        VAE((n_pixels,), 2, image_shape=shape, hidden=(8,), generator=torch.Generator().manual_seed(seed))
+        for seed in range(3)
+    ]
+    ensemble = Ensemble(members)
+    x = torch.randn(3, 5, n_pixels, generator=torch.Generator().manual_seed(9))
+    eps = torch.zeros(1, 1, 2)
+    together = ensemble.map(VAE.elbo_terms, x, eps, in_dims=(0, None))
+    for index, member in enumerate(members):
+        for found, wanted in zip(together, member.elbo_terms(x[index], eps), strict=True):
+            torch.testing.assert_close(found[index], wanted)
+    terms = ensemble.map(VAE.terms, x[0], eps)
+    assert isinstance(terms, Terms)
+    assert terms.kl.shape == (3, 5)
+    gradient = torch.autograd.grad(together[0].sum(), ensemble.params["encoder.layers.0.weight"])[0]
+    assert (gradient.flatten(1).abs().sum(dim=1) > 0).all()

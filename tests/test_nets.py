@@ -1,20 +1,58 @@
+import math
+
 import pytest
 import torch
+from torch import nn
 
-from vae_anomaly.nets import NETS, Residual, build_nets, linear
+from vae_anomaly.nets import Residual, ToPixels, build_nets, linear
 
-SAMPLES = {1: (5,), 2: (2, 32), 3: (1, 16, 16)}
 LAYERS = [(), (8,), (8, 8), (16, 8), (8, 8, 4, 4)]
+IMAGES = [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 17, 9), (1, 3, 40), (3, 64, 32)]
 
 
 @pytest.mark.parametrize("hidden", LAYERS)
-@pytest.mark.parametrize("rank", NETS)
-def test_shapes(rank, hidden, generator):
-    encoder, decoder = build_nets(SAMPLES[rank], 3, 2, hidden, generator=generator)
-    assert encoder(torch.zeros(7, *SAMPLES[rank])).shape == (7, 6)
-    assert decoder(torch.zeros(7, 3)).shape == (7, *SAMPLES[rank], 2)
+def test_shapes(hidden, generator):
+    encoder, decoder = build_nets((5,), 3, 2, hidden, generator=generator)
+    assert encoder(torch.zeros(7, 5)).shape == (7, 6)
+    assert decoder(torch.zeros(7, 3)).shape == (7, 5, 2)
     # Draws of z come with a further axis in front.
-    assert decoder(torch.zeros(4, 7, 3)).shape == (4, 7, *SAMPLES[rank], 2)
+    assert decoder(torch.zeros(4, 7, 3)).shape == (4, 7, 5, 2)
+
+
+@pytest.mark.parametrize("image_shape", IMAGES)
+def test_shapes_of_images(image_shape, generator):
+    n_pixels = math.prod(image_shape)
+    encoder, decoder = build_nets((n_pixels,), 3, 2, (8, 16), image_shape=image_shape, generator=generator)
+    assert encoder(torch.zeros(7, n_pixels)).shape == (7, 6)
+    assert decoder(torch.zeros(4, 7, 3)).shape == (4, 7, n_pixels, 2)
+
+
+def test_a_pixel_reaches_the_codes_and_a_code_every_pixel(generator):
+    encoder, decoder = build_nets((3 * 12 * 20,), 4, 1, (8,), image_shape=(3, 12, 20), generator=generator)
+    x = torch.randn(1, 720, generator=generator, requires_grad=True)
+    encoder(x).square().sum().backward()
+    assert (x.grad != 0).all()
+    z = torch.zeros(1, 4)
+    moved = decoder(z + torch.randn(1, 4, generator=generator)) - decoder(z)
+    assert (moved.abs() > 0).float().mean() > 0.99
+
+
+def test_pixels_keep_their_places(generator):
+    """The decoder's parameters belong to the pixels in the order of a flattened image."""
+    decoder = ToPixels([nn.Unflatten(1, (2, 3, 4))], 2)
+    z = torch.arange(24.0)[None]
+    phi = decoder(z).reshape(3, 4, 2)
+    torch.testing.assert_close(phi[..., 0], torch.arange(12.0).reshape(3, 4))
+    torch.testing.assert_close(phi[..., 1], torch.arange(12.0, 24.0).reshape(3, 4))
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"image_shape": (1, 2, 2)}, "no rows of 5 numbers"),
+    ({"image_shape": (1, 5, 1), "n_extra": 5}, "no input for missing pixels"),
+])  # fmt: skip
+def test_images_that_do_not_fit(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build_nets((5,), 2, 1, (8,), **options)
 
 
 def test_without_hidden_layers_both_nets_are_affine(generator):
@@ -59,16 +97,11 @@ def test_layer_keeps_the_variance(generator):
     assert float(out.detach().var()) == pytest.approx(4.0, rel=0.2)
 
 
-@pytest.mark.parametrize("rank", NETS)
-def test_weights_depend_on_the_generator_alone(rank, seeded_torch):
+@pytest.mark.parametrize("image_shape", [None, (1, 8, 8)])
+def test_weights_depend_on_the_generator_alone(image_shape, seeded_torch):
     states = []
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
-        pair = build_nets(SAMPLES[rank], 2, 2, (8, 8), generator=torch.Generator().manual_seed(0))
+        pair = build_nets((64,), 2, 2, (8, 8), image_shape=image_shape, generator=torch.Generator().manual_seed(0))
         states.append([net.state_dict() for net in pair])
     torch.testing.assert_close(*states, rtol=0, atol=0)
-
-
-def test_unknown_rank_is_refused_with_what_there_is():
-    with pytest.raises(ValueError, match=r"No network for samples of shape \(2, 2, 2, 2, 2\); supported: \[1"):
-        build_nets((2, 2, 2, 2, 2), 2, 1, ())

@@ -1,12 +1,13 @@
-"""Encoder and decoder networks: one function for each rank of ``event_shape``."""
+"""Encoder and decoder networks, for rows of numbers and for rows of pixels."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NETS", "build_nets", "mlp"]
+__all__ = ["NETS", "build_nets", "conv2d", "mlp"]
 
 Pair = tuple[nn.Module, nn.Module]
 
@@ -82,8 +83,128 @@ def _with_extra_inputs(layer: nn.Module, n_extra: int) -> nn.Linear:
     return wider
 
 
-NETS: dict[int, Callable[..., Pair]] = {
-    1: mlp,
+# A stage of a convolutional network halves both sides, until the shorter one has no more pixels than this.
+MIN_SIDE = 4
+N_GROUPS = 8
+
+
+def conv(n_in: int, n_out: int, generator: torch.Generator | None, *, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
+    """Convolution of 3 x 3 pixels with outputs of variance about ``gain**2`` for inputs of variance 1."""
+    layer = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1)
+    with torch.no_grad():
+        nn.init.normal_(layer.weight, std=gain / math.sqrt(9 * n_in), generator=generator)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    """Normalisation over groups of channels; unlike over a batch, an image has no part in another's."""
+    return nn.GroupNorm(math.gcd(N_GROUPS, width), width)
+
+
+class ConvResidual(nn.Module):
+    """h + W2 silu(norm(W1 silu(norm(h)))) with convolutions; starts as the identity."""
+
+    def __init__(self, width: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.norm_first, self.norm_second = group_norm(width), group_norm(width)
+        self.first = conv(width, width, generator)
+        self.second = conv(width, width, generator, gain=0.0)
+
+    def forward(self, h: Tensor) -> Tensor:
+        middle = self.first(nn.functional.silu(self.norm_first(h)))
+        out: Tensor = self.second(nn.functional.silu(self.norm_second(middle)))
+        return h + out
+
+
+class Resized(nn.Module):
+    """Nearest-neighbour interpolation to a size, then a convolution: no checkerboards, any size."""
+
+    def __init__(
+        self, n_in: int, n_out: int, size: tuple[int, int], generator: torch.Generator | None, *, gain: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.size, self.conv = size, conv(n_in, n_out, generator, gain=gain)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.conv(nn.functional.interpolate(h, size=self.size, mode="nearest"))
+        return out
+
+
+class Pixels(nn.Module):
+    """Layers that want images, on inputs whose last axis holds the pixels of one; any number of axes before it."""
+
+    def __init__(self, shape: tuple[int, int, int], layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.shape, self.layers = shape, nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x.reshape(-1, *self.shape))
+        return out.reshape(*x.shape[:-1], *out.shape[1:])
+
+
+class ToPixels(nn.Module):
+    """Layers from codes to images, whose pixels go to the last axis but one: (..., n_pixels, n_params)."""
+
+    def __init__(self, layers: list[nn.Module], n_params: int) -> None:
+        super().__init__()
+        self.layers, self.n_params = nn.Sequential(*layers), n_params
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.layers(z.reshape(-1, z.shape[-1]))
+        n_samples, _, height, width = out.shape
+        phi = out.reshape(n_samples, -1, self.n_params, height, width).movedim(2, -1)
+        return phi.reshape(*z.shape[:-1], -1, self.n_params)
+
+
+def stages(height: int, width: int, widest: int) -> list[tuple[int, int, int]]:
+    """Height, width and channels of each stage; channels double from a quarter of ``widest`` up to it."""
+    sizes = [(math.ceil(height / 2), math.ceil(width / 2))]
+    while min(sizes[-1]) > MIN_SIDE:
+        sizes.append((math.ceil(sizes[-1][0] / 2), math.ceil(sizes[-1][1] / 2)))
+    return [(h, w, min(widest, max(8, widest // 4) * 2**i)) for i, (h, w) in enumerate(sizes)]
+
+
+def conv2d(
+    image_shape: Sequence[int],
+    latent_dim: int,
+    n_params: int,
+    hidden: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+) -> Pair:
+    """Residual convolutional encoder n_pixels -> 2 latent_dim, and decoder latent_dim -> (n_pixels, n_params).
+
+    A sample is a row of channels x height x width pixels, of any size. Both sides are halved until the shorter has 4
+    pixels at most; the widest of ``hidden`` is the number of channels there. The first layer halves them already: at
+    full size, layers cost the most and see the least.
+    """
+    channels, height, width = image_shape
+    if not hidden:
+        raise ValueError("A convolutional network needs at least one width in hidden.")
+    first, *further = stages(height, width, max(hidden))
+    encoder: list[nn.Module] = [conv(channels, first[2], generator, stride=2)]
+    for (_, _, n_in), (_, _, n_out) in itertools.pairwise([first, *further]):
+        encoder += [ConvResidual(n_in, generator), conv(n_in, n_out, generator, stride=2)]
+    bottom = (first, *further)[-1]
+    encoder += [ConvResidual(bottom[2], generator), group_norm(bottom[2]), nn.SiLU(), nn.Flatten(1)]
+    encoder.append(linear(math.prod(bottom), 2 * latent_dim, generator, gain=0.5))
+    decoder: list[nn.Module] = [
+        linear(latent_dim, math.prod(bottom), generator),
+        nn.Unflatten(1, (bottom[2], bottom[0], bottom[1])),
+        ConvResidual(bottom[2], generator),
+    ]
+    for (_, _, n_in), (h, w, n_out) in itertools.pairwise([first, *further][::-1]):
+        decoder += [Resized(n_in, n_out, (h, w), generator), ConvResidual(n_out, generator)]
+    decoder += [group_norm(first[2]), nn.SiLU()]
+    decoder.append(Resized(first[2], channels * n_params, (height, width), generator, gain=0.5))
+    return Pixels((channels, height, width), encoder), ToPixels(decoder, n_params)
+
+
+NETS: dict[str, Callable[..., Pair]] = {
+    "mlp": mlp,
+    "conv": conv2d,
 }
 
 
@@ -93,14 +214,15 @@ def build_nets(
     n_params: int,
     hidden: Sequence[int],
     *,
+    image_shape: Sequence[int] | None = None,
     n_extra: int = 0,
     generator: torch.Generator | None = None,
 ) -> Pair:
-    """Encoder and decoder for samples of this shape."""
-    try:
-        net = NETS[len(event_shape)]
-    except KeyError:
-        raise ValueError(
-            f"No network for samples of shape {tuple(event_shape)}; supported: {sorted(NETS)} axes a sample."
-        ) from None
-    return net(event_shape, latent_dim, n_params, hidden, n_extra=n_extra, generator=generator)
+    """Encoder and decoder for rows of numbers, or convolutional ones for rows of the pixels of an image."""
+    if image_shape is None:
+        return mlp(event_shape, latent_dim, n_params, hidden, n_extra=n_extra, generator=generator)
+    if math.prod(image_shape) != math.prod(event_shape):
+        raise ValueError(f"Images of shape {tuple(image_shape)} are no rows of {math.prod(event_shape)} numbers.")
+    if n_extra:
+        raise ValueError("A convolutional network has no input for missing pixels.")
+    return conv2d(image_shape, latent_dim, n_params, hidden, generator=generator)

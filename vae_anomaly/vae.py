@@ -48,6 +48,8 @@ class VAE(nn.Module):
         p(z), one of ``PRIORS``.
     hidden : sequence of int, default=(128, 128)
         Widths of the encoder's layers; the decoder mirrors them.
+    image_shape : sequence of int, optional
+        Channels, height and width, if a sample is a row of the pixels of an image: the networks are then convolutional.
     mask_input : bool, default=False
         Show the encoder which entries are missing; worth its weights only where the training data have holes.
     n_codes : int, default=1
@@ -89,6 +91,7 @@ class VAE(nn.Module):
         likelihood: str | Likelihood = "gaussian",
         prior: str | Prior = "standard_normal",
         hidden: Sequence[int] = (128, 128),
+        image_shape: Sequence[int] | None = None,
         mask_input: bool = False,
         n_codes: int = 1,
         generator: torch.Generator | None = None,
@@ -105,7 +108,13 @@ class VAE(nn.Module):
         # Layers draw weights from the global generator before ours replaces them; its state is none of our business.
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
             self.encoder, self.decoder = build_nets(
-                event_shape, latent_dim, self.likelihood.n_params, hidden, n_extra=n_extra, generator=generator
+                event_shape,
+                latent_dim,
+                self.likelihood.n_params,
+                hidden,
+                image_shape=image_shape,
+                n_extra=n_extra,
+                generator=generator,
             )
         # Not part of the model: whoever scores rows with holes sets it, training leaves it at 0.
         self.imputation_steps = 0
