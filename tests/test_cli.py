@@ -325,6 +325,7 @@ def test_score_prints_json(model):
     assert summary == {
         "data": "new.csv", "output": "scores.csv", "rows": 20, "scored": 20, "flagged": n_flagged,
         "flagged_share": n_flagged / 20, "not_scored": 0, "ignored_columns": [], "fdr": None,
+            "without_group": None,
     }  # fmt: skip
 
 
@@ -409,7 +410,7 @@ def test_calibrate(model):
     assert summary == {
         "model": "new.safetensors", "calibrated_on": 150, "threshold_before": before.threshold_,
         "threshold": after.threshold_, "fpr": 0.1, "rule": "quantile", "parameters": {},
-        "extrapolation": None, "labels": None,
+        "extrapolation": None, "labels": None, "group_thresholds": {},
     }  # fmt: skip
 
 
@@ -467,6 +468,67 @@ def test_an_extrapolated_threshold_says_what_it_is(model):
     assert "with 95 % confidence, and if their law holds on, the shape of the tail is" in result.stderr
     assert json.loads(result.stdout)["extrapolation"] == load("new.safetensors").threshold_rule_["extrapolation"]
     assert "extrapolated by" in run("inspect", "new.safetensors").stdout
+
+
+# groups --------------------------------------------------------------------------------------------------------------
+
+
+def machines(n=200, seed=0):
+    """Rows as in ``mixed`` of two machines, with the machine of each."""
+    return mixed(n, seed).assign(machine=np.where(np.arange(n) % 2, "007", "b"))
+
+
+@pytest.fixture(scope="module")
+def by_machine(tmp_path_factory):
+    """Model file with a threshold for each machine."""
+    path = tmp_path_factory.mktemp("groups")
+    machines(400).to_csv(path / "normal.csv", index=False)
+    result = run(
+        "fit", path / "normal.csv", "-o", path / "m.safetensors", "--group", "machine", "--fpr", 0.1, *TINY_OPTIONS
+    )
+    assert "about 10 % of normal rows flagged on average in each of 2 groups of 'machine', by a" in result.stderr
+    assert "in the weakest group, '" in result.stderr
+    return path / "m.safetensors"
+
+
+def test_a_model_by_group_is_that_of_python(by_machine):
+    table = machines(400)
+    wanted = VAEDetector(**TINY, fpr=0.1).fit(table.drop(columns="machine"), groups=table["machine"])
+    assert load(by_machine).group_thresholds_ == wanted.group_thresholds_
+    assert "machine" not in load(by_machine).feature_names_in_
+    assert "2 of machine" in run("inspect", by_machine).stdout
+
+
+def test_rows_are_judged_by_their_group(by_machine):
+    table = machines(90, seed=1)
+    table["flow"] += np.linspace(0, 3, 90)
+    table.loc[80:, "machine"] = "new"
+    table.loc[85:, "machine"] = None
+    result = run("score", by_machine, save(table), "-o", "scores.csv", "--json")
+    scores, detector = read_predictions("scores.csv"), load(by_machine)
+    groups = table["machine"]
+    assert np.array_equal(scores["p_value"], detector.p_value(table.drop(columns="machine"), groups))
+    expected = groups.map(detector.group_thresholds_).fillna(detector.threshold_)
+    assert np.array_equal(scores["threshold"], expected)
+    assert ((scores["anomaly_score"] > expected) == (scores["is_anomaly"] == 1)).all()
+    names = np.where(np.arange(90) < 80, "machine=" + groups.fillna("").astype(str), "all groups")
+    flagged = scores["is_anomaly"] == 1
+    assert flagged[:80].any()
+    assert flagged[80:].any()
+    assert scores["rule"][flagged].tolist() == [f"conformal fpr=0.1 {name}" for name in names[flagged]]
+    assert "10 rows have no 'machine' that the model was calibrated on" in result.stderr
+    assert json.loads(result.stdout)["without_group"] == 10
+    assert json.loads(result.stdout)["ignored_columns"] == []
+
+
+def test_calibrate_sets_groups_and_drops_them(by_machine):
+    table = machines(120, seed=1)
+    run("calibrate", by_machine, save(table), "-o", "new.safetensors", "--group", "machine")
+    wanted = load(by_machine).calibrate(table.drop(columns="machine"), groups=table["machine"])
+    assert load("new.safetensors").group_thresholds_ == wanted.group_thresholds_
+    result = run("calibrate", "new.safetensors", "new.csv", "-o", "plain.safetensors")
+    assert "Dropped the thresholds by 'machine': one threshold now holds for all rows." in result.stderr
+    assert load("plain.safetensors").group_thresholds_ == {}
 
 
 # report --------------------------------------------------------------------------------------------------------------

@@ -366,6 +366,23 @@ def test_options_that_do_not_fit_the_rule(model, options, sentence):
     fails(USAGE, sentence, "calibrate", model, save(labelled()), "-o", "out.safetensors", *options)
 
 
+def test_groups_that_cannot_be_used(model):
+    table = mixed(100).assign(machine=["a"] * 96 + ["b"] * 4)
+    sentence = "needs at least 19. Give more normal rows of it"
+    fit_fails(DATA, sentence, "--group", "machine", data=save(table))
+    fit_fails(DATA, "new.csv has no column 'machin'", "--group", "machin", data="new.csv")
+    arguments = ["calibrate", model, "new.csv", "-o", "out.safetensors", "--group", "machine"]
+    fails(DATA, "new.csv: Group 'b' of 'machine' has 4 calibration rows", *arguments)
+    options = ["--threshold", "youden", "--label", "on"]
+    fails(USAGE, "--group does not go with --threshold youden, which is one for all rows", *arguments, *options)
+
+
+def test_a_model_by_group_needs_its_column():
+    save(mixed().assign(machine=["a", "b"] * 100))
+    run("fit", "new.csv", "-o", "m.safetensors", "--group", "machine", "--fpr", "0.1", *TINY_OPTIONS)
+    fails(DATA, "new.csv has no column 'machine'", "score", "m.safetensors", save(mixed()))
+
+
 def test_a_threshold_on_labels_of_one_class(model):
     options = ["--threshold", "youden", "--label", "y", "-o", "out.safetensors"]
     sentence = "new.csv: A threshold chosen on labels needs anomalies and normal rows, and there are no anomalies"

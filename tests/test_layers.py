@@ -25,6 +25,7 @@ TABLE = {
     "baselines": set(),
     "splitting": set(),
     "row_hashes": set(),
+    "groups": {"errors", "thresholds"},
     "label_thresholds": {"errors"},
     "discoveries": {"thresholds"},
     "delong": set(),
@@ -47,14 +48,14 @@ TABLE = {
     # The estimator.
     "parameters": {"errors", "likelihoods", "priors", "scores", "thresholds"},
     "model_state": {
-        "", "parameters", "persistence", "ensemble", "label_thresholds", "preprocessing", "row_hashes", "tails",
-        "thresholds", "training", "errors",
+        "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "preprocessing", "row_hashes",
+        "tails", "thresholds", "training", "errors",
     },
     "detector": {
-        "ensemble", "errors", "label_thresholds", "likelihoods", "model_state", "parameters", "preprocessing",
+        "ensemble", "errors", "groups", "label_thresholds", "likelihoods", "model_state", "parameters", "preprocessing",
         "row_hashes", "scores", "splitting", "tails", "thresholds", "training", "vae",
     },
-    "predictions": {"data", "discoveries", "errors"},
+    "predictions": {"data", "discoveries", "errors", "groups"},
     # Evaluation.
     "areas": set(),
     "metrics": {"areas", "delong", "errors"},

@@ -425,6 +425,44 @@ def test_a_threshold_chosen_on_labels_that_does_not_fit_is_refused(chosen, chang
         load(chosen)
 
 
+@pytest.fixture
+def grouped(detector, path):
+    """Model file with thresholds by group."""
+    load(path).calibrate(mixed(100, seed=1), groups=["a", "b"] * 50).save(path)
+    return path
+
+
+def test_groups_that_fit_are_restored(grouped):
+    forge(grouped, lambda header, tensors: None)
+    assert sorted(load(grouped).group_thresholds_) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("groups", None),
+        put("groups", "names", ["a"]),
+        put("groups", "names", ["a", "a"]),
+        put("groups", "names", ["a", "b", "c"]),
+        put("groups", "names", ["a", 5]),
+        put("groups", "thresholds", {}),
+        put("groups", "thresholds", "a", math.nan),
+        put("groups", "thresholds", "c", 1.0),
+        lambda header, tensors: header.pop("groups"),
+        lambda header, tensors: tensors.pop("calibration_groups"),
+        replace("calibration_groups", np.zeros(99, np.int64)),
+        replace("calibration_groups", np.zeros(100)),
+        replace("calibration_groups", np.full(100, -2)),
+        replace("calibration_groups", np.full(100, 2)),
+        replace("calibration_groups", np.zeros(100, np.int64)),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(grouped, change):
+    forge(grouped, change)
+    with refused(f"{NAME} does not hold a whole model"):
+        load(grouped)
+
+
 def test_messages_end_with_one_full_stop(path):
     forge(path, put("params", "likelihood", "elbow"))
     with pytest.raises(ModelFileError) as error:

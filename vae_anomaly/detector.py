@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from vae_anomaly import model_state
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import CalibrationWarning, CellError, DataError, PosteriorCollapseWarning, look_up
+from vae_anomaly.groups import Groups, RowGroups, row_groups
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
 from vae_anomaly.parameters import check_params, find_device
@@ -107,6 +108,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         A row with a higher anomaly score is flagged. Infinite when there were too few rows to keep ``fpr``.
     offset_ : float
         ``-threshold_``, for scikit-learn's sign.
+    groups_ : Groups or None
+        Groups of the calibration scores, where there are any.
+    group_thresholds_ : dict of str to float
+        Threshold of each group; empty without groups. ``threshold_`` is that of all calibration rows together.
     calibration_scores_ : ndarray of shape (n_calibration,)
         Anomaly scores of held-out normal rows, sorted.
     history_ : History
@@ -197,7 +202,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     # -- fitting ------------------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any = None, *, on_check: OnCheck | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None, on_check: OnCheck | None = None) -> Self:
         """Learn from normal data.
 
         The threshold is computed from scores of rows by members that did not train on them. Of 2,000 rows or more,
@@ -209,13 +214,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         X : DataFrame or array-like of shape (n_samples, n_features)
             Normal data; missing values as NaN (None in a column of text).
         y : ignored
+        groups : array-like of shape (n_samples,), optional
+            Group of each row, such as its machine: each gets a threshold of its own, from its own calibration rows, and
+            keeps ``fpr`` by itself. The groups are no feature.
         on_check : callable, optional
             Told of the progress: share of the steps done, epoch, held-out ELBO.
 
         Raises
         ------
         DataError
-            If the table can't be learned from.
+            If the table can't be learned from, or a group has too few calibration rows.
         ValueError
             If a parameter can't be used.
         TrainingError
@@ -233,6 +241,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.seed_ = self._seed()
         generators = [_generator(self.seed_, member) for member in range(self.n_estimators + 1)]
         split = self._split(len(frame), generators)
+        rows = None if groups is None else row_groups(groups, len(frame)).take(split.calibration)
+        if rows is not None:
+            # Before the training, which takes long.
+            _by_group(rows, self.threshold, self.fpr)
         self.schema_ = self._infer_schema(frame, split.fitted)
         encoded = self.schema_.encode(frame)
         self.fingerprint_ = hashlib.sha256(encoded.tobytes()).hexdigest()
@@ -240,7 +252,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
         scores = self._calibration_map(SCORES[self.score_name].function, encoded, split)
         scores[np.isnan(encoded[split.calibration]).all(axis=1)] = np.nan
-        self._set_first_threshold(scores, split)
+        self._set_first_threshold(scores, split, rows)
         self.row_hashes_: dict[str, NDArray[np.uint64]] = {
             "training": sketch(row_hashes(encoded[split.fitted])),
             "calibration": sketch(row_hashes(encoded[split.calibration])),
@@ -418,24 +430,37 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual
 
-    def _set_first_threshold(self, scores: Floats, split: Split) -> None:
+    def _set_first_threshold(self, scores: Floats, split: Split, rows: RowGroups | None) -> None:
         """Threshold of the rows that came with the fit. A rule that refuses them costs the threshold, not the fit."""
         out_of_fold = split.aside is None
         try:
-            self._set_threshold(scores, self.threshold, self.fpr, strict=split.enough, out_of_fold=out_of_fold)
+            self._set_threshold(scores, self.threshold, self.fpr, rows, strict=split.enough, out_of_fold=out_of_fold)
         except ValueError as error:
             warnings.warn(f"{error} No row will be flagged until calibrate().", CalibrationWarning, stacklevel=3)
-            self._set_threshold(scores, self.threshold, self.fpr, strict=False, out_of_fold=out_of_fold)
+            self._set_threshold(scores, self.threshold, self.fpr, None, strict=False, out_of_fold=out_of_fold)
 
     def _set_threshold(
-        self, scores: Floats, threshold: str, fpr: float, *, strict: bool, out_of_fold: bool = False
+        self,
+        scores: Floats,
+        threshold: str,
+        fpr: float,
+        rows: RowGroups | None,
+        *,
+        strict: bool,
+        out_of_fold: bool = False,
     ) -> None:
         # Everything that may fail comes before the first change of state.
-        scores = np.sort(scores[~np.isnan(scores)])
+        order = np.argsort(scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
+        scores = scores[order]
         rule, fpr = look_up("threshold", threshold, THRESHOLDS), check_fpr(fpr)
         beyond = rule.extrapolation(scores, fpr) if strict and rule.extrapolation else None
         value = beyond.threshold if beyond else rule.function(scores, fpr) if strict else math.inf
+        groups = None if rows is None else _by_group(rows.take(order), threshold, fpr)
+        by_group = (
+            {} if groups is None or not strict else groups.thresholds(scores, lambda own: rule.function(own, fpr))
+        )
         self.calibration_scores_, self.threshold_, self.offset_ = scores, value, -value
+        self.groups_, self.group_thresholds_ = groups, by_group
         self.threshold_rule_: dict[str, Any] = {
             "name": threshold,
             "fpr": fpr,
@@ -445,7 +470,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             "labels": None,
         }
 
-    def calibrate(self, X: Any, *, threshold: str | None = None, fpr: float | None = None) -> Self:
+    def calibrate(self, X: Any, *, threshold: str | None = None, fpr: float | None = None, groups: Any = None) -> Self:
         """New threshold from further normal data; the weights stay as they are.
 
         Parameters
@@ -454,6 +479,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             Normal data that the detector was not trained on.
         threshold, fpr : optional
             By default those of the last calibration. A threshold that was chosen on labels is none: then name the rule.
+        groups : array-like of shape (n_samples,), optional
+            Group of each row, as in :meth:`fit`. Without them, one threshold holds for all rows from now on.
 
         Raises
         ------
@@ -470,13 +497,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         fpr = (last["fpr"] or self.fpr) if fpr is None else fpr
         threshold = last["name"] if threshold is None else threshold
         encoded = self._encode(X)
-        self._set_threshold(self._scores(encoded, SCORES[self.score_name]), threshold, fpr, strict=True)
+        rows = None if groups is None else row_groups(groups, len(encoded))
+        self._set_threshold(self._scores(encoded, SCORES[self.score_name]), threshold, fpr, rows, strict=True)
         hashes = row_hashes(encoded)
         self.row_hashes_ = {**self.row_hashes_, "calibration": sketch(hashes), "labels": sketch(hashes[:0])}
         return self
 
     def choose_threshold(self, X: Any, y: ArrayLike, rule: str = "youden", **parameters: float) -> Self:
-        """New threshold from labelled data; weights, calibration scores and p-values stay as they are.
+        """New threshold from labelled data, for all groups; weights, calibration scores and p-values stay as they are.
 
         It promises nothing for new rows, and figures on the rows that it was chosen on are no test result.
 
@@ -508,6 +536,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         value = known.function(labels, scores, **parameters)
         flagged = scores > value
         self.threshold_, self.offset_ = value, -value
+        self.group_thresholds_ = {}
         self.row_hashes_ = {**self.row_hashes_, "labels": sketch(row_hashes(encoded))}
         self.threshold_rule_ = {
             "name": rule,
@@ -548,18 +577,39 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """``score_samples(X) - offset_``: negative for rows that are flagged."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: Any) -> NDArray[np.int64]:
-        """+1 for normal rows, -1 for anomalies; a row that can't be scored is not flagged."""
-        return np.where(self.decision_function(X) < 0, -1, 1)
+    def predict(self, X: Any, groups: Any = None) -> NDArray[np.int64]:
+        """+1 for normal rows, -1 for anomalies; a row that can't be scored is not flagged.
 
-    def p_value(self, X: Any) -> Floats:
-        """Conformal p-value of each row: how often a normal row scores as high or higher."""
-        return self.p_values_of(self.anomaly_score(X))
+        Parameters
+        ----------
+        X : DataFrame or array-like of shape (n_samples, n_features)
+        groups : array-like of shape (n_samples,), optional
+            Group of each row, of a detector that was calibrated by group. Rows whose group is missing or was never
+            calibrated are judged by all calibration rows; without ``groups``, all rows are.
+        """
+        scores = self.anomaly_score(X)
+        return np.where(scores > self.thresholds_of(groups, len(scores)), -1, 1)
 
-    def p_values_of(self, scores: ArrayLike) -> Floats:
+    def p_value(self, X: Any, groups: Any = None) -> Floats:
+        """Conformal p-value of each row: how often a normal row, of its group, scores as high or higher."""
+        return self.p_values_of(self.anomaly_score(X), groups)
+
+    def p_values_of(self, scores: ArrayLike, groups: Any = None) -> Floats:
         """Conformal p-values of anomaly scores that are known already."""
         check_is_fitted(self)
-        return p_values(self.calibration_scores_, scores)
+        if groups is None or self.groups_ is None:
+            return p_values(self.calibration_scores_, scores)
+        return self.groups_.p_values(self.calibration_scores_, scores, row_groups(groups, len(np.asarray(scores))))
+
+    def thresholds_of(self, groups: Any, n_samples: int) -> Floats:
+        """Threshold of each of ``n_samples`` rows, that of its group where it was calibrated by group."""
+        check_is_fitted(self)
+        thresholds = np.full(n_samples, self.threshold_)
+        if groups is not None and self.groups_ is not None and self.group_thresholds_:
+            codes = self.groups_.codes_of(row_groups(groups, n_samples))
+            by_code = np.array([self.group_thresholds_[name] for name in self.groups_.names])
+            thresholds[codes >= 0] = by_code[codes[codes >= 0]]
+        return thresholds
 
     def seen_rows(self, X: Any) -> dict[str, int]:
         """How many rows of ``X`` equal a row of each kind in ``row_hashes_``; figures on such rows are too good.
@@ -728,6 +778,16 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:
     detector = model_state.restore(VAEDetector, path)
     detector.ensemble_.to(find_device(device))
     return detector
+
+
+def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:
+    """Groups of the calibration rows, or an error if a rule can't give each of them a threshold."""
+    rule = look_up("threshold", threshold, THRESHOLDS)
+    if rule.extrapolation is not None:
+        raise ValueError(f"The threshold {threshold!r} does not go by group. Use 'conformal' or 'quantile'.")
+    groups = Groups.of(rows)
+    groups.check_enough(rule.rows_needed(fpr), fpr)
+    return groups
 
 
 def _check_rows(frame: pd.DataFrame, at_least: int) -> None:

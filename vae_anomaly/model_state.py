@@ -13,6 +13,7 @@ import torch
 import vae_anomaly
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import ModelFileError, look_up
+from vae_anomaly.groups import Groups
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
@@ -38,6 +39,7 @@ def save(detector: "VAEDetector", path: str | os.PathLike[str], notes: dict[str,
     tensors["eps"] = _array(detector.eps_)
     tensors["calibration_scores"] = detector.calibration_scores_
     tensors |= {f"row_hashes.{kind}": detector.row_hashes_[kind] for kind in ROW_KINDS}
+    tensors["calibration_groups"] = detector.groups_.codes if detector.groups_ else np.zeros(0, np.int64)
     tensors["usual_shares"] = detector.usual_shares_
     tensors["active_units"] = np.asarray(detector.active_units_)
     save_model(path, _header(detector, notes), tensors)
@@ -57,6 +59,7 @@ def _header(detector: "VAEDetector", notes: dict[str, Any]) -> dict[str, Any]:
         "named_features": hasattr(detector, "feature_names_in_"),
         "architecture": detector.architecture_,
         "threshold": {**detector.threshold_rule_, "value": detector.threshold_},
+        "groups": _groups(detector),
         "training": {
             **{f"n_{name}": count for name, count in detector.n_rows_.items()},
             "n_parameters": sum(value.numel() for value in detector.ensemble_.params.values()),
@@ -75,6 +78,13 @@ def _header(detector: "VAEDetector", notes: dict[str, Any]) -> dict[str, Any]:
         },
         "notes": notes,
     }
+
+
+def _groups(detector: "VAEDetector") -> dict[str, Any] | None:
+    groups = detector.groups_
+    if groups is None:
+        return None
+    return {"column": groups.column, "names": list(groups.names), "thresholds": detector.group_thresholds_}
 
 
 def _plain(value: Any) -> Any:
@@ -120,6 +130,7 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     detector.row_hashes_ = {kind: check_sketch(tensors[f"row_hashes.{kind}"]) for kind in ROW_KINDS}
     detector.usual_shares_, detector.active_units_ = tensors["usual_shares"], tensors["active_units"]
     _restore_threshold(detector, header["threshold"])
+    _restore_groups(detector, header["groups"], tensors["calibration_groups"])
     detector.n_rows_ = {name: header["training"][f"n_{name}"] for name in ("train", "calibration")}
     detector.notes_, detector.from_frame_ = header["notes"], bool(header["from_frame"])
     detector.n_features_in_ = len(detector.schema_.columns)
@@ -136,6 +147,25 @@ def _restore_threshold(detector: "VAEDetector", found: dict[str, Any]) -> None:
         raise ValueError("its threshold is not a number")
     (_check_chosen if rule["name"] in LABEL_THRESHOLDS else _check_calibrated)(rule, value)
     detector.threshold_, detector.offset_, detector.threshold_rule_ = value, -value, rule
+
+
+def _restore_groups(detector: "VAEDetector", found: dict[str, Any] | None, codes: Any) -> None:
+    detector.groups_, detector.group_thresholds_ = None, {}
+    if found is None:
+        if codes.size:
+            raise ValueError("its calibration scores have groups without names")
+        return
+    groups = Groups(str(found["column"]), tuple(found["names"]), codes)
+    known = all(isinstance(name, str) for name in groups.names) and len(set(groups.names)) == len(groups.names)
+    if codes.dtype != np.int64 or codes.shape != detector.calibration_scores_.shape:
+        raise ValueError("not every calibration score has a group")
+    if not (known and codes.min() >= -1 and codes.max() < len(groups.names) and (groups.counts() > 0).all()):
+        raise ValueError("its groups are not those of its calibration scores")
+    thresholds = {name: float(value) for name, value in found["thresholds"].items()}
+    calibrated = detector.threshold_rule_["labels"] is None
+    if thresholds.keys() != (set(groups.names) if calibrated else set()) or any(map(math.isnan, thresholds.values())):
+        raise ValueError("its thresholds are not those of its groups")
+    detector.groups_, detector.group_thresholds_ = groups, thresholds
 
 
 def _check_calibrated(rule: dict[str, Any], value: float) -> None:

@@ -12,13 +12,24 @@ from numpy.typing import NDArray
 from vae_anomaly.data import Data
 from vae_anomaly.discoveries import adjusted_p_values, check_fdr
 from vae_anomaly.errors import CellError, DataError
+from vae_anomaly.groups import RowGroups, row_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vae_anomaly.detector import VAEDetector
 
-__all__ = ["Aligned", "align", "as_fitted", "located", "predict_table", "top_features"]
+__all__ = [
+    "Aligned",
+    "align",
+    "as_fitted",
+    "groups_of",
+    "has_group",
+    "located",
+    "predict_table",
+    "rule_text",
+    "top_features",
+]
 
 SEPARATOR = "; "
 
@@ -102,13 +113,17 @@ def predict_table(
 
     With ``fdr``, rows are flagged together, so that the share of false alarms among them is at most ``fdr`` on average:
     there is no threshold then, but an ``adjusted_p_value``.
+
+    A detector that was calibrated by group judges each row by its own, which ``data.kept`` names: p-value, threshold
+    and rule are those of the group, and of all calibration rows where the group is missing or was not calibrated.
     """
     if fdr is not None:
         check_fdr(fdr)
     aligned = align(detector, data)
     scorable = aligned.reasons == ""
+    groups = groups_of(detector, data)
     with located(data):
-        table = _table(detector, aligned.X, scorable, score_names, n_top, fdr)
+        table = _table(detector, aligned.X, scorable, score_names, n_top, fdr, groups)
     table.insert(0, data.id_name, data.ids)
     table["reason"] = pd.Series(aligned.reasons, dtype="str").where(~scorable)
     return table, aligned
@@ -121,14 +136,17 @@ def _table(
     score_names: Sequence[str],
     n_top: int,
     fdr: float | None,
+    groups: pd.Series | None,
 ) -> pd.DataFrame:
     named = as_fitted(detector, X)
     scores = np.where(scorable, detector.anomaly_score(named), np.nan)
     table = pd.DataFrame({"anomaly_score": scores})
-    table["p_value"] = detector.p_values_of(scores)
+    table["p_value"] = detector.p_values_of(scores, groups)
+    rule: str | NDArray[np.object_]
     if fdr is None:
-        table["threshold"] = np.where(scorable, detector.threshold_, np.nan)
-        flagged, rule = scores > detector.threshold_, _rule(detector)
+        thresholds = detector.thresholds_of(groups, len(scores))
+        table["threshold"] = np.where(scorable, thresholds, np.nan)
+        flagged, rule = scores > thresholds, _rule(detector, groups)
     else:
         table["adjusted_p_value"] = adjusted_p_values(table["p_value"])
         flagged, rule = (table["adjusted_p_value"] <= fdr).to_numpy(), f"benjamini_hochberg fdr={fdr:g}"
@@ -141,7 +159,40 @@ def _table(
     return table
 
 
-def _rule(detector: "VAEDetector") -> str:
+def groups_of(detector: "VAEDetector", data: Data) -> pd.Series | None:
+    """Group of each row, of a detector that was calibrated by group.
+
+    Raises
+    ------
+    DataError
+        If the data were read without the column that names the groups.
+    """
+    if detector.groups_ is None:
+        return None
+    column = detector.groups_.column
+    if column not in data.kept:
+        raise DataError(f"{data.name} was read without {column!r}, by which the model judges rows. Keep that column.")
+    return data.kept[column]
+
+
+def has_group(detector: "VAEDetector", groups: pd.Series) -> NDArray[np.bool_]:
+    """Which rows belong to a group that the detector was calibrated on."""
+    assert detector.groups_ is not None
+    return detector.groups_.codes_of(row_groups(groups, len(groups))) >= 0
+
+
+def _rule(detector: "VAEDetector", groups: pd.Series | None) -> NDArray[np.object_] | str:
+    """The rule behind the threshold of each row, or of all."""
+    if groups is None or not detector.group_thresholds_:
+        return rule_text(detector)
+    assert detector.groups_ is not None
+    column, names = row_groups(groups, len(groups))
+    known = detector.groups_.codes_of(RowGroups(column, names)) >= 0
+    texts = [f"{column}={name}" if own else "all groups" for name, own in zip(names, known, strict=True)]
+    return np.array([f"{rule_text(detector)} {text}" for text in texts], dtype=object)
+
+
+def rule_text(detector: "VAEDetector") -> str:
     """Name and parameters of the rule behind the threshold."""
     rule = detector.threshold_rule_
     rate = {} if rule["fpr"] is None else {"fpr": rule["fpr"]}

@@ -11,6 +11,7 @@ from vae_anomaly.cli.common import (
     NameType,
     check_output,
     device_option,
+    group_option,
     load_detector,
     overwrite_option,
     print_json,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--beta", type=FiniteRange(0, min_open=True), help="How often f_beta counts recall [default: 1].")
 @click.option("--cost-miss", type=FiniteRange(0, min_open=True), help="Cost of a missed anomaly [default: 1].")
 @click.option("--cost-alarm", type=FiniteRange(0, min_open=True), help="Cost of a false alarm [default: 1].")
+@group_option
 @table_options(label=True)
 @device_option
 @overwrite_option
@@ -60,6 +62,7 @@ def command(
     beta: float | None,
     cost_miss: float | None,
     cost_alarm: float | None,
+    group: str | None,
     device: str,
     overwrite: bool,
     as_json: bool,
@@ -73,16 +76,17 @@ def command(
     """
     given = {"fpr": fpr, "beta": beta, "cost_miss": cost_miss, "cost_alarm": cost_alarm}
     parameters = {name: value for name, value in given.items() if value is not None}
-    _check_options(threshold, columns["label"], parameters)
+    _check_options(threshold, columns["label"], group, parameters)
     check_output(output, overwrite, stdout=False)
     detector = load_detector(model, device)
-    table = read_data(data, **columns, text_columns=text_columns(detector))
-    before = detector.threshold_
+    own = () if group is None else (group,)
+    table = read_data(data, **columns, keep=own, text_columns=(*text_columns(detector), *own))
+    before, grouped = detector.threshold_, detector.groups_
     if threshold in registry("label threshold"):
         _choose(detector, table, threshold, parameters, quiet)
         notes = {**detector.notes_, "label_data": table.name}
     else:
-        _calibrate(detector, table.normal(), threshold, fpr, quiet)
+        _calibrate(detector, table.normal(), group, quiet, threshold=threshold, fpr=fpr)
         notes = {**detector.notes_, "calibration_data": table.name}
     detector.save(output, notes=notes)
     rule = detector.threshold_rule_
@@ -96,18 +100,23 @@ def command(
         "parameters": rule["parameters"],
         "extrapolation": rule["extrapolation"],
         "labels": rule["labels"],
+        "group_thresholds": detector.group_thresholds_,
     }
+    if grouped is not None and not detector.group_thresholds_:
+        tell(quiet, f"Dropped the thresholds by {grouped.column!r}: one threshold now holds for all rows.")
     tell(quiet, f"Threshold {before:.6g} -> {detector.threshold_:.6g}: {promise(detector)}.")
     tell(quiet, f"Wrote {output}.")
     if as_json:
         print_json(summary)
 
 
-def _check_options(threshold: str | None, label: str | None, parameters: dict[str, float]) -> None:
+def _check_options(threshold: str | None, label: str | None, group: str | None, parameters: dict[str, float]) -> None:
     """Refuse options that do not go with the rule."""
     rules = registry("label threshold")
     if threshold in rules and label is None:
         raise click.UsageError(f"--threshold {threshold} needs --label, the column that says which rows are anomalies.")
+    if threshold in rules and group is not None:
+        raise click.UsageError(f"--group does not go with --threshold {threshold}, which is one for all rows.")
     takes = rules[threshold].parameters if threshold in rules else ("fpr",)
     for name in parameters:
         if name not in takes:
@@ -139,12 +148,12 @@ def _choose(detector: "VAEDetector", table: "Data", rule: str, parameters: dict[
     detector.threshold_rule_["labels"]["data"] = table.name
 
 
-def _calibrate(detector: "VAEDetector", normal: "Data", threshold: str | None, fpr: float | None, quiet: bool) -> None:
+def _calibrate(detector: "VAEDetector", normal: "Data", group: str | None, quiet: bool, **options: Any) -> None:
     """Threshold from the normal rows that can be scored."""
     normal, X = _scorable(detector, normal, "normal row")
     with _named(normal):
         _tell_seen(quiet, detector.seen_rows(X)["training"], len(normal))
-        detector.calibrate(X, threshold=threshold, fpr=fpr)
+        detector.calibrate(X, groups=None if group is None else normal.kept[group], **options)
 
 
 def _scorable(detector: "VAEDetector", table: "Data", what: str) -> tuple["Data", "pd.DataFrame"]:

@@ -107,6 +107,13 @@ def table_options(*, label: bool) -> Callable[[Command], Command]:
     return _all(options)
 
 
+def group_option(command: Command) -> Command:
+    """Option that names the groups of the rows."""
+    return click.option(
+        "--group", metavar="COLUMN", help="Column of groups, each with its own threshold; not a feature."
+    )(command)
+
+
 def run_options(command: Command) -> Command:
     """Options of every verb that works."""
     return _all(
@@ -202,6 +209,12 @@ def text_columns(detector: "VAEDetector") -> tuple[str, ...]:
     return tuple(column.name for column in detector.schema_.columns if column.dtype == "text")
 
 
+def model_columns(detector: "VAEDetector", keep: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """What to tell :func:`read_data` of the columns that the model knows: texts, and the groups beside the features."""
+    group = () if detector.groups_ is None else (detector.groups_.column,)
+    return {"keep": (*group, *keep), "text_columns": (*text_columns(detector), *group)}
+
+
 def tell(quiet: bool, message: str) -> None:
     """A line for people, on standard error."""
     if not quiet:
@@ -254,6 +267,8 @@ def promise(detector: "VAEDetector") -> str:
         return chosen_on(rule)
     share = f"{100 * rule['fpr']:g} %"
     if rule["name"] == "conformal":
+        if detector.groups_ is not None:
+            return by_group(detector, share)
         low, high = realised_rate(n, rule["fpr"])
         firm = f"the true rate is {100 * low:.2g} % to {100 * high:.2g} %, 90 % of the time"
         if rule["out_of_fold"]:
@@ -263,6 +278,23 @@ def promise(detector: "VAEDetector") -> str:
     if rule["name"] == "quantile":
         return f"{share} of the {n} calibration rows flagged; no promise for new rows (plain quantile)"
     return f"{share} of normal rows flagged, by extrapolation from {n} calibration rows ({extent(rule)})"
+
+
+def by_group(detector: "VAEDetector", share: str) -> str:
+    """What a threshold for each group promises."""
+    from vae_anomaly.thresholds import realised_rate
+
+    groups, rule = detector.groups_, detector.threshold_rule_
+    assert groups is not None
+    counts = groups.counts()
+    least = int(counts.argmin())
+    low, high = realised_rate(int(counts[least]), rule["fpr"])
+    most, scored = ("about", "scored out of fold") if rule["out_of_fold"] else ("at most", "that calibrate")
+    return (
+        f"{most} {share} of normal rows flagged on average in each of {len(groups.names)} groups of {groups.column!r}, "
+        f"by a threshold of its own ({counts.sum()} rows {scored}; in the weakest group, {groups.names[least]!r} with "
+        f"{counts[least]}, the true rate is {100 * low:.2g} % to {100 * high:.2g} %, 90 % of the time)"
+    )
 
 
 def chosen_on(rule: dict[str, Any]) -> str:

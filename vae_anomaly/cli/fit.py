@@ -12,6 +12,7 @@ from vae_anomaly.cli.common import (
     check_device,
     check_output,
     device_option,
+    group_option,
     overwrite_option,
     print_json,
     progress,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.argument("data", metavar="DATA")
 @click.option("-o", "--output", required=True, metavar="MODEL", help="Model file to write (.safetensors).")
 @table_options(label=True)
+@group_option
 @click.option("--categorical", metavar="COLUMN", multiple=True, help="Column of codes, not quantities (repeatable).")
 @click.option(
     "--fpr", type=Fraction(), default=0.05, show_default=True, help="Share of normal rows that may be flagged."
@@ -77,6 +79,7 @@ def command(
     id_column: str | None,
     drop: tuple[str, ...],
     delimiter: str | None,
+    group: str | None,
     categorical: tuple[str, ...],
     hidden: str,
     overwrite: bool,
@@ -98,10 +101,11 @@ def command(
         id_column=id_column,
         drop=drop,
         delimiter=delimiter,
-        text_columns=categorical,
+        keep=() if group is None else (group,),
+        text_columns=categorical if group is None else (*categorical, group),
     )
     normal = _normal(table)
-    detector = _fit(normal, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
+    detector = _fit(normal, group, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
     notes = {"data": table.name, "left_out_columns": list(table.dropped), "id": id_column}
     detector.save(output, notes=notes)
     summary = _summary(detector, table, normal, output)
@@ -130,7 +134,7 @@ def _widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-def _fit(normal: "Data", quiet: bool, **params: Any) -> "VAEDetector":
+def _fit(normal: "Data", group: str | None, quiet: bool, **params: Any) -> "VAEDetector":
     from vae_anomaly.detector import VAEDetector
     from vae_anomaly.errors import CalibrationWarning, DataError
     from vae_anomaly.predictions import located
@@ -140,7 +144,7 @@ def _fit(normal: "Data", quiet: bool, **params: Any) -> "VAEDetector":
         # In the shell nobody would see a model that never flags anything for what it is.
         warnings.simplefilter("error", CalibrationWarning)
         try:
-            detector.fit(normal.X, on_check=on_check)
+            detector.fit(normal.X, groups=None if group is None else normal.kept[group], on_check=on_check)
         except CalibrationWarning as warning:
             raise DataError(f"{normal.name}: {warning}") from None
     return detector
@@ -159,6 +163,7 @@ def _summary(detector: "VAEDetector", table: "Data", normal: "Data", output: str
         "threshold": detector.threshold_,
         "fpr": detector.threshold_rule_["fpr"],
         "rule": detector.threshold_rule_["name"],
+        "group_thresholds": detector.group_thresholds_,
         "extrapolation": detector.threshold_rule_["extrapolation"],
         "active_units": [int(count) for count in detector.active_units_],
         "notes": detector.schema_.notes(),

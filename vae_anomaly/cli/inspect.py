@@ -38,7 +38,7 @@ def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "parameters": f"{training['n_parameters']:,}",
             "seed": params["random_state"],
         },
-        "Threshold": _threshold(threshold) | {"calibration rows": f"{header['n_calibration']:,}"},
+        "Threshold": _threshold(threshold) | _groups(header),
         "Training": {
             "data": header["notes"].get("data", "-"),
             "fingerprint": header["fingerprint"][:16],
@@ -65,6 +65,15 @@ def _threshold(threshold: dict[str, Any]) -> dict[str, Any]:
         rows["extrapolated by"] = extent(threshold)
     if threshold["labels"] is not None:
         rows["it is"] = chosen_on(threshold)
+    return rows
+
+
+def _groups(header: dict[str, Any]) -> dict[str, Any]:
+    rows = {"calibration rows": f"{header['n_calibration']:,}"}
+    groups = header["groups"]
+    if groups is not None:
+        rows["groups"] = f"{len(groups['names'])} of {groups['column']}"
+        rows |= {f"threshold of {name}": f"{value:.6g}" for name, value in groups["thresholds"].items()}
     return rows
 
 

@@ -12,6 +12,7 @@ from vae_anomaly.cli.common import (
     check_output,
     device_option,
     load_detector,
+    model_columns,
     output_format,
     overwrite_option,
     print_json,
@@ -19,7 +20,6 @@ from vae_anomaly.cli.common import (
     run_options,
     table_options,
     tell,
-    text_columns,
 )
 
 if TYPE_CHECKING:
@@ -73,26 +73,37 @@ def command(
 ) -> None:
     """Score the rows of DATA with MODEL: one line each, with score, p-value, verdict and the features behind it."""
     from vae_anomaly.drift import drift_p_value
-    from vae_anomaly.predictions import predict_table
+    from vae_anomaly.predictions import groups_of, has_group, predict_table
 
     if output == "-" and as_json:
         raise click.UsageError("--json and the predictions both go to standard output; name a file with -o.")
     check_output(output, overwrite)
     file_format = output_format(output)
     detector = load_detector(model, device)
-    table = read_data(data, **columns, text_columns=text_columns(detector))
+    table = read_data(data, **columns, **model_columns(detector))
     predictions, aligned = predict_table(detector, table, score_names=score_names, n_top=n_top, fdr=fdr)
     _write(predictions, output, file_format)
-    calibration = detector.calibration_scores_
+    calibration, groups = detector.calibration_scores_, groups_of(detector, table)
     summary = _summary(predictions, aligned, table, output)
     summary |= {
         "fdr": fdr,
-        "false_alarm_share": _false_alarm_share(predictions, summary["flagged"], len(calibration)),
+        # The bound takes all p-values to come from one set of calibration rows.
+        "false_alarm_share": None
+        if detector.groups_
+        else _false_alarm_share(predictions, summary["flagged"], len(calibration)),
+        "without_group": None if groups is None else int((~has_group(detector, groups)).sum()),
         # Scores out of fold come from one member each, and the mean of all members has another law.
         "drift_p_value": None
         if detector.threshold_rule_["out_of_fold"]
         else drift_p_value(calibration, predictions["anomaly_score"]),
     }
+    if summary["without_group"]:
+        assert detector.groups_ is not None
+        tell(
+            quiet,
+            f"{summary['without_group']} rows have no {detector.groups_.column!r} that the model was calibrated on; "
+            "all calibration rows judge them.",
+        )
     _tell_summary(quiet, summary, aligned)
     if as_json:
         print_json(summary)
