@@ -209,6 +209,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         some are set aside for that; of fewer, each member leaves out a fold of its own, so that every row is trained
         on [1]_.
 
+        Which promise the conformal threshold then keeps: with rows set aside, at most ``fpr`` of new normal rows are
+        flagged on average, whatever their distribution (split conformal prediction [2]_), and rows flagged together
+        under an ``fdr`` keep it [3]_. Out of fold, twice the rate is proven [1]_ and about the rate is seen. With
+        ``groups``, the same holds within each. All of it is for new rows like these: a shift of the inputs, even a known
+        one, is not corrected for.
+
         Parameters
         ----------
         X : DataFrame or array-like of shape (n_samples, n_features)
@@ -233,6 +239,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         .. [1] Barber, Candes, Ramdas and Tibshirani, "Predictive inference with the jackknife+", 2021,
            https://arxiv.org/abs/1905.02928
+        .. [2] Vovk, "Conditional validity of inductive conformal predictors", ACML 2012,
+           https://arxiv.org/abs/1209.2673
+        .. [3] Bates et al., "Testing for outliers with conformal p-values", Annals of Statistics 51(1), 2023,
+           https://arxiv.org/abs/2104.08279
         """
         check_params(self.get_params())
         frame = self._frame(X, reset=True)
