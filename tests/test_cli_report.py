@@ -125,3 +125,19 @@ def test_a_threshold_chosen_on_these_labels_is_marked(models, rule):
     run("report", "chosen.safetensors", "others.csv", "--label", "anomaly", "-o", "out", "--overwrite")
     assert "was chosen on these labels" not in Path("out/report.html").read_text()
     assert json.loads(Path("out/metrics.json").read_text())["is_test_result"] is True
+
+
+def test_groups_are_judged_by_their_own_thresholds():
+    machines = np.where(np.arange(200) % 2, "east", "west")
+    mixed().assign(machine=machines).to_csv("normal.csv", index=False)
+    run("fit", "normal.csv", "--group", "machine", "-o", "grouped.safetensors", *TINY_OPTIONS)
+    labelled().assign(machine=machines).to_csv("new.csv", index=False)
+    metrics = report("grouped.safetensors", "new.csv", "--label", "anomaly")
+    run("score", "grouped.safetensors", "new.csv", "--drop", "anomaly", "-o", "s.csv")
+    flagged = read_predictions("s.csv")["is_anomaly"].to_numpy(dtype=int)
+    y = pd.read_csv("new.csv")["anomaly"]
+    assert metrics["confusion"]["tp"] == flagged[y == 1].sum()
+    assert metrics["confusion"]["fp"] == flagged[y == 0].sum()
+    page = Path("out/report.html").read_text()
+    assert "Each group has a threshold of its own." in page
+    assert 'id="points"' not in page

@@ -149,7 +149,13 @@ def _evaluate(detector: "VAEDetector", scored: Scored, max_fpr: float) -> Evalua
     if scored.rows.y is None:
         return Unlabelled(scores, detector.threshold_, _flagged(scored.predictions))
     try:
-        return evaluate(scored.rows.y, scores, detector.threshold_, max_fpr=max_fpr)
+        return evaluate(
+            scored.rows.y,
+            scores,
+            detector.threshold_,
+            max_fpr=max_fpr,
+            is_anomaly=_flagged(scored.predictions) if detector.group_thresholds_ else None,
+        )
     except DataError as error:
         raise DataError(f"{scored.rows.name}: {error} Without --label, a report shows what needs no labels.") from None
 
@@ -185,7 +191,7 @@ def _cautions(rule: dict[str, Any], seen: Mapping[str, int], n: int) -> list[str
 def _promise(detector: "VAEDetector") -> tuple[float, float] | None:
     """Interval of the true false-alarm rate, where the rule of the threshold has a law for it."""
     rule = detector.threshold_rule_
-    if rule["name"] != "conformal" or not np.isfinite(detector.threshold_):
+    if rule["name"] != "conformal" or not np.isfinite(detector.threshold_) or detector.group_thresholds_:
         return None
     return realised_rate(len(detector.calibration_scores_), rule["fpr"])
 
@@ -205,6 +211,7 @@ def _model_facts(detector: "VAEDetector", model_name: str) -> dict[str, object]:
         "Threshold": detector.threshold_,
         "Threshold rule": rule["name"] + (", out of fold" if rule["out_of_fold"] else ""),
         **_rule_facts(rule),
+        **_group_facts(detector),
         "Asked false-alarm rate": "-" if rule["fpr"] is None else f"{100 * rule['fpr']:g} %",
         "Training data": detector.notes_.get("data", "-"),
         "Training fingerprint": detector.fingerprint_[:16],
@@ -223,6 +230,16 @@ def _rule_facts(rule: dict[str, Any]) -> dict[str, object]:
         facts["Extrapolated threshold"] = f"95 % interval {tail['low']:.5g} to {tail['high']:.5g}"
         facts["Shape of the tail"] = f"{tail['shape']:.3g} ({tail['shape_low']:.3g} to {tail['shape_high']:.3g})"
     return facts
+
+
+def _group_facts(detector: "VAEDetector") -> dict[str, object]:
+    if not detector.group_thresholds_ or detector.groups_ is None:
+        return {}
+    thresholds = detector.group_thresholds_.values()
+    return {
+        "Thresholds by group": f"{len(thresholds)} groups of {detector.groups_.column!r}",
+        "Lowest and highest of them": f"{min(thresholds):.5g} and {max(thresholds):.5g}",
+    }
 
 
 def _data_facts(detector: "VAEDetector", data: Data, evaluation: Evaluation | Unlabelled) -> dict[str, object]:

@@ -50,7 +50,7 @@ def recall_by_type(evaluation: Evaluation, types: ArrayLike, *, confidence: floa
     rows = []
     for name in sorted(set(names[anomalous])):
         of_kind = anomalous & (names == name)
-        n_caught, n = int((evaluation.scores[of_kind] > evaluation.threshold).sum()), int(of_kind.sum())
+        n_caught, n = int(evaluation.flagged[of_kind].sum()), int(of_kind.sum())
         some = of_kind | ~anomalous
         area = Interval(*area_interval(evaluation.y[some], ranks[some], confidence), f"DeLong, {100 * confidence:g} %")
         rows.append(TypeRecall(name, n, n_caught, share_interval(n_caught, n, confidence), area))

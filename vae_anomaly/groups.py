@@ -111,4 +111,7 @@ class Groups:
 
 
 def _places(names: tuple[str, ...], wanted: NDArray[np.object_]) -> NDArray[np.int64]:
-    return pd.Index(names, dtype=object).get_indexer(pd.Index(wanted, dtype=object)).astype(np.int64)
+    places: NDArray[np.int64] = (
+        pd.Index(names, dtype=object).get_indexer(pd.Index(wanted, dtype=object)).astype(np.int64)
+    )
+    return places

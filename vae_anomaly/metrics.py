@@ -140,6 +140,8 @@ class Evaluation:
         Harmonic mean of recall and precision at the threshold.
     notes : tuple of str
         Sentences about what these rows can't tell.
+    is_anomaly : ndarray of shape (n_samples,) or None
+        Which rows are flagged, where another rule than the one threshold decided.
     """
 
     y: NDArray[np.int8]
@@ -162,6 +164,12 @@ class Evaluation:
     precision: Interval
     f1: float
     notes: tuple[str, ...] = ()
+    is_anomaly: NDArray[np.bool_] | None = None
+
+    @property
+    def flagged(self) -> NDArray[np.bool_]:
+        """Whether each row is flagged."""
+        return self.scores > self.threshold if self.is_anomaly is None else self.is_anomaly
 
     @property
     def n_rows(self) -> int:
@@ -224,6 +232,7 @@ def evaluate(
     confidence: float = 0.95,
     n_resamples: int | None = None,
     max_fpr: float = MAX_FPR,
+    is_anomaly: ArrayLike | None = None,
 ) -> Evaluation:
     """Areas, rates and curves of scores against labels, with their intervals.
 
@@ -245,6 +254,8 @@ def evaluate(
         Bootstrap resamples: 1000 for up to 20,000 rows and 200 above, unless given. With 0 the areas have no interval.
     max_fpr : float in (0, 1]
         False-alarm rate up to which the partial area looks.
+    is_anomaly : array-like of shape (n_samples,), optional
+        Which rows are flagged, where another rule decided, such as a threshold for each group.
 
     Returns
     -------
@@ -286,7 +297,8 @@ def evaluate(
     precision, recall, at = precision_recall_curve(labels, ranks, drop_intermediate=True)
     pr = PrecisionRecallCurve(recall, precision, distinct[at.astype(int)])
 
-    tn, fp, fn, tp = (int(n) for n in confusion_matrix(labels, values > threshold, labels=[0, 1]).ravel())
+    flagged = values > threshold if is_anomaly is None else np.asarray(is_anomaly, dtype=bool)
+    tn, fp, fn, tp = (int(n) for n in confusion_matrix(labels, flagged, labels=[0, 1]).ravel())
     return Evaluation(
         y=labels,
         scores=values,
@@ -310,6 +322,7 @@ def evaluate(
         else Interval(None, None, None, "no row is flagged"),
         f1=2 * tp / (2 * tp + fp + fn),
         notes=_notes(len(distinct), tn + fp, fn + tp, roc_auc.value, threshold, n_resamples),
+        is_anomaly=None if is_anomaly is None else flagged,
     )
 
 

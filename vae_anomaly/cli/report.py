@@ -15,16 +15,19 @@ from vae_anomaly.cli.common import (
     check_output,
     device_option,
     load_detector,
+    model_columns,
     overwrite_option,
     print_json,
     read_data,
     run_options,
     table_options,
     tell,
-    text_columns,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vae_anomaly.detector import VAEDetector
     from vae_anomaly.metrics import Interval
     from vae_anomaly.report import Contents
 
@@ -91,9 +94,7 @@ def command(
     names = _names(models)
     detectors = {name: load_detector(path, device) for name, path in names.items()}
     detector, *_ = detectors.values()
-    table = read_data(
-        data, **columns, keep=() if types is None else (types,), text_columns=_text_columns(*detectors.values())
-    )
+    table = read_data(data, **columns, **_model_columns(detectors.values(), types))
     name, *others = names
     contents, n_left_out = account(
         detector,
@@ -136,8 +137,10 @@ def _names(models: tuple[str, ...]) -> dict[str, str]:
     return {path if files.count(file) > 1 else file: path for path, file in zip(models, files, strict=True)}
 
 
-def _text_columns(*detectors: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for detector in detectors for name in text_columns(detector)))
+def _model_columns(detectors: "Iterable[VAEDetector]", types: str | None) -> dict[str, tuple[str, ...]]:
+    """What all models together need to know of the columns."""
+    each = [model_columns(detector, () if types is None else (types,)) for detector in detectors]
+    return {key: tuple(dict.fromkeys(name for one in each for name in one[key])) for key in ("keep", "text_columns")}
 
 
 def _outputs(output: str, overwrite: bool) -> Outputs:

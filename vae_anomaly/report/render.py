@@ -122,7 +122,8 @@ def _decisions(evaluation: Evaluation | Unlabelled, contents: Contents) -> dict[
         return None
     return {
         "lines": confusion(evaluation),
-        "points": operating_points(evaluation).to_json(evaluation),
+        # One threshold can't be moved where each group has its own.
+        "points": operating_points(evaluation).to_json(evaluation) if evaluation.is_anomaly is None else None,
         "threshold": as_number(evaluation.threshold),
         "cost_miss": f"{contents.cost_miss:g}",
         "cost_alarm": f"{contents.cost_alarm:g}",
