@@ -45,6 +45,9 @@ TABLE = {
     "data.table": {"errors"},
     "data.tabular": {"data.arrow", "data.delimited", "data.table", "errors"},
     "data.samples": {"errors"},
+    # Images.
+    "data.decoding": set(),
+    "data.image_set": {"data.decoding", "errors"},
     # The estimator.
     "parameters": {"errors", "likelihoods", "priors", "scores", "thresholds"},
     "model_state": {
