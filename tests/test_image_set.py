@@ -355,7 +355,10 @@ def test_names():
     images = ImageSet.from_array(np.zeros((5, 8, 8), np.uint8)).take([3, 1])
     assert images.names.tolist() == [4, 2]
     assert images.paths is None
-    assert ImageSet.from_files(files(), names=list("abcde")).take([3, 1]).paths == ["3.png", "1.png"]
+    assert images.path(0) is None
+    images = ImageSet.from_files(files(), names=list("abcde")).take([3, 1])
+    assert images.paths == ["3.png", "1.png"]
+    assert images.path(1) == "1.png"
 
 
 def test_the_decoded_image_is_the_event_of_its_pixels():

@@ -48,6 +48,10 @@ TABLE = {
     # Images.
     "data.decoding": set(),
     "data.image_set": {"data.decoding", "errors"},
+    "data.image_arrays": {"errors"},
+    "data.images": {
+        "data.arrow", "data.decoding", "data.image_arrays", "data.image_set", "data.table", "data.tabular", "errors",
+    },
     # The estimator.
     "parameters": {"errors", "likelihoods", "priors", "scores", "thresholds"},
     "model_state": {

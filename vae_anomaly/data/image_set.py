@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from vae_anomaly.data.decoding import Header, UndecodableError, decoded, event, header, unit
 from vae_anomaly.errors import DataError
 
-__all__ = ["ImageSet", "automatic_size", "image_size"]
+__all__ = ["ImageSet", "automatic_size", "image_size", "positions_of"]
 
 _N_SAMPLED = 64
 _BLOCK = 1024
@@ -157,9 +157,13 @@ class ImageSet:
             return None
         return [self.source.paths[row] for row in self.rows]
 
+    def path(self, i: int) -> str | None:
+        """Path of image ``i``, or None for an array."""
+        return None if isinstance(self.source, _Pixels) else self.source.paths[self.rows[i]]
+
     def take(self, chosen: ArrayLike) -> "ImageSet":
         """The images that a boolean mask or an array of positions names."""
-        return replace(self, rows=self.rows[_positions(chosen, len(self))])
+        return replace(self, rows=self.rows[positions_of(chosen, len(self))])
 
     def load(self, positions: ArrayLike | None = None) -> tuple[NDArray[np.float32], NDArray[np.object_]]:
         """Images as an array, and why some of them could not be decoded.
@@ -261,7 +265,8 @@ _Image = NDArray[np.float32] | str
 """A decoded image, or why there is none."""
 
 
-def _positions(chosen: ArrayLike, n: int) -> NDArray[np.intp]:
+def positions_of(chosen: ArrayLike, n: int) -> NDArray[np.intp]:
+    """Positions among ``n`` that a boolean mask or an array of positions, also from the end, names."""
     index = np.asarray(chosen)
     # An empty list has no type that could index.
     positions: NDArray[np.intp] = np.arange(n)[index if index.size or index.dtype == bool else index.astype(np.intp)]
