@@ -49,6 +49,9 @@ TABLE = {
     "data.decoding": set(),
     "data.image_set": {"data.decoding", "errors"},
     "data.image_arrays": {"errors"},
+    "data.named": {"data.image_set", "data.images", "errors"},
+    "data.maps": {"atomic", "data.decoding"},
+    "data.augment": set(),
     "data.images": {
         "data.arrow", "data.decoding", "data.image_arrays", "data.image_set", "data.table", "data.tabular", "errors",
     },
@@ -116,7 +119,7 @@ TABLE = {
     "cli.demo": {"atomic", "baselines", "cli.common", "data.samples", "data.writers", "errors"},
 }  # fmt: skip
 
-TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training")
+TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training", "data.augment")
 FREE_OF_TORCH = (
     "errors", "atomic", "thresholds", "label_thresholds", "metrics", "report", "preprocessing", "persistence",
     "predictions", "data", "data.samples", "baselines", "comparison",
