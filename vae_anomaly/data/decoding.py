@@ -156,19 +156,21 @@ def event(pixels: NDArray[Any], size: tuple[int, int], channels: int) -> NDArray
     >>> event(np.full((40, 60, 3), 65535, np.uint16), (8, 8), channels=1).shape
     (1, 8, 8)
     """
-    x = unit(pixels)
-    x = np.moveaxis(x[..., None] if x.ndim == 2 else x, -1, 0)
+    # Moved while a pixel is a byte or two, and not when it is a float.
+    x = unit(np.ascontiguousarray(np.moveaxis(pixels[..., None] if pixels.ndim == 2 else pixels, -1, 0)))
     if channels == 1:
         x = grey(x)
-    x = np.ascontiguousarray(x if x.shape[-2:] == size else _resized(x, size))
+    if x.shape[-2:] != size:
+        x = _resized(x, size)
     return np.repeat(x, 3, axis=0) if channels > len(x) else x
 
 
 def unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
     """Pixels of any type in [0, 1]: whole numbers are divided by the largest one of their type."""
+    x = pixels.astype(np.float32)
     if pixels.dtype.kind == "u":
-        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    return pixels.astype(np.float32)
+        x /= np.float32(np.iinfo(pixels.dtype).max)
+    return x
 
 
 def grey(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -181,5 +183,5 @@ def _resized(x: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float3
     from torchvision.transforms.v2 import functional as F
 
     # Resized in floating point: whole numbers would be rounded back to 256 or 65,536 levels.
-    resized: NDArray[np.float32] = F.resize(torch.tensor(x), list(size), antialias=True).clamp_(0, 1).numpy()
+    resized: NDArray[np.float32] = F.resize(torch.from_numpy(x), list(size), antialias=True).clamp_(0, 1).numpy()
     return resized
