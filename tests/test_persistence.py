@@ -179,6 +179,16 @@ def test_a_flipped_bit_is_found(path, part):
             load(path)
 
 
+def test_a_changed_digit_that_leaves_the_number_is_found(path, detector):
+    """0.30000000000000004 and 0.30000000000000003 are one number: the checksum over numbers cannot tell them apart."""
+    detector.save(path, notes={"number": 0.30000000000000004})
+    content = path.read_bytes()
+    assert content.count(b"0.30000000000000004") == 1
+    path.write_bytes(content.replace(b"0.30000000000000004", b"0.30000000000000003"))
+    with refused("was damaged or changed after it was saved"):
+        load(path)
+
+
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 0.3, 0.5, 0.99, -1])
 def test_a_truncated_file(path, keep):
     content = path.read_bytes()
