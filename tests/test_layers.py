@@ -56,22 +56,24 @@ TABLE = {
         "data.arrow", "data.decoding", "data.image_arrays", "data.image_set", "data.table", "data.tabular", "errors",
     },
     # The estimator.
-    "parameters": {"errors", "likelihoods", "priors", "scores", "thresholds"},
+    "parameters": {"errors", "likelihoods", "nets", "priors", "scores", "thresholds"},
     "model_state": {
         "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "preprocessing", "row_hashes",
-        "tails", "thresholds", "training", "errors",
+        "pixels", "tails", "thresholds", "training", "errors",
     },
     "detector": {
-        "ensemble", "errors", "groups", "label_thresholds", "likelihoods", "model_state", "parameters", "preprocessing",
-        "row_hashes", "scores", "splitting", "tails", "thresholds", "training", "vae",
+        "ensemble", "errors", "groups", "label_thresholds", "likelihoods", "model_state", "parameters", "pixels",
+        "preprocessing", "row_hashes", "scores", "splitting", "tails", "thresholds", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups"},
     # Evaluation.
     "areas": set(),
     "metrics": {"areas", "delong", "errors"},
+    "pixels": {"errors"},
+    "heat_maps": {"data.images", "data.maps", "pixels", "predictions"},
     "account": {
-        "", "by_type", "data", "errors", "metrics", "paired", "predictions", "report.contents",
-        "report.diagnostics", "scores", "thresholds",
+        "", "by_type", "data", "errors", "heat_maps", "metrics", "paired", "predictions", "report.contents",
+        "report.diagnostics", "report.pictures", "scores", "thresholds",
     },
     "paired": {"delong", "errors", "metrics"},
     "by_type": {"delong", "metrics"},
@@ -88,10 +90,11 @@ TABLE = {
     "report.histogram": {"metrics", "report.axes", "report.formats"},
     "report.diagnostics": {"metrics", "report.axes"},
     "report.operating_points": {"metrics", "report.formats"},
-    "report.contents": {"by_type", "metrics", "paired", "report.diagnostics"},
+    "report.pictures": {"report.axes"},
+    "report.contents": {"by_type", "metrics", "paired", "report.diagnostics", "report.pictures"},
     "report.figures": {
         "atomic", "metrics", "report.charts", "report.contents", "report.diagnostics", "report.formats",
-        "report.histogram",
+        "report.histogram", "report.pictures",
     },
     "report.verdict": {"metrics", "report.contents", "report.formats"},
     "report.tables": {"by_type", "metrics", "paired", "report.formats"},
@@ -107,10 +110,14 @@ TABLE = {
     # The command line.
     "cli": {"errors"},
     "cli.common": {"data", "data.writers", "detector", "errors", "parameters", "thresholds"},
-    "cli.fit": {"cli.common", "detector", "errors", "predictions"},
-    "cli.score": {"atomic", "cli.common", "data.writers", "discoveries", "drift", "predictions"},
-    "cli.calibrate": {"cli.common", "errors", "predictions"},
-    "cli.report": {"account", "atomic", "by_type", "cli.common", "metrics", "paired", "report"},
+    "cli.images": {"cli.common", "data.decoding", "data.images", "data.named"},
+    "cli.fit": {"cli.common", "cli.images", "data", "detector", "errors", "predictions"},
+    "cli.score": {
+        "atomic", "cli.common", "cli.images", "data", "data.writers", "discoveries", "drift", "heat_maps",
+        "predictions",
+    },
+    "cli.calibrate": {"cli.common", "cli.images", "errors", "predictions"},
+    "cli.report": {"account", "atomic", "by_type", "cli.common", "cli.images", "metrics", "paired", "report"},
     "cli.compare": {
         "", "atomic", "cli.common", "comparison", "detector", "errors", "predictions", "report", "report.comparison",
     },

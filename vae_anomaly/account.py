@@ -11,15 +11,18 @@ import vae_anomaly
 from vae_anomaly.by_type import TypeRecall, recall_by_type
 from vae_anomaly.data import Data
 from vae_anomaly.errors import DataError
+from vae_anomaly.heat_maps import anomaly_maps, colour_scale
 from vae_anomaly.metrics import MAX_FPR, Evaluation, Unlabelled, evaluate
 from vae_anomaly.paired import Compared, compare_scores
 from vae_anomaly.predictions import align, as_fitted, predict_table, top_features
 from vae_anomaly.report.contents import Contents
 from vae_anomaly.report.diagnostics import LatentMap, latent_map
+from vae_anomaly.report.pictures import MAX_PICTURES, Pictures
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import realised_rate
 
 if TYPE_CHECKING:
+    from vae_anomaly.data.images import Images
     from vae_anomaly.detector import VAEDetector
 
 __all__ = ["Account", "account"]
@@ -46,14 +49,14 @@ class Account(NamedTuple):
 class Scored(NamedTuple):
     """The rows that count, what became of them, and their scores by other detectors."""
 
-    rows: Data
+    rows: "Data | Images"
     predictions: pd.DataFrame
     others: dict[str, Floats]
 
 
 def account(
     detector: "VAEDetector",
-    data: Data,
+    data: "Data | Images",
     *,
     title: str,
     model_name: str = "model",
@@ -117,13 +120,14 @@ def account(
         types=_types(evaluation, scored.rows, types),
         compared=_compared(detector, scored, model_name, compare=compare),
         samples=_samples(detector, scored),
+        pictures=_pictures(detector, scored),
         cost_miss=chosen_for.get("cost_miss", 1.0) if cost_miss is None else cost_miss,
         cost_alarm=chosen_for.get("cost_alarm", 1.0) if cost_alarm is None else cost_alarm,
     )
     return Account(contents, len(data) - len(scored.rows))
 
 
-def _score(detector: "VAEDetector", data: Data, others: "Mapping[str, VAEDetector]") -> Scored:
+def _score(detector: "VAEDetector", data: "Data | Images", others: "Mapping[str, VAEDetector]") -> Scored:
     predictions, _ = predict_table(detector, data, n_top=0)
     scores = {
         name: predict_table(other, data, n_top=0)[0]["anomaly_score"].to_numpy(dtype=float)
@@ -242,7 +246,9 @@ def _group_facts(detector: "VAEDetector") -> dict[str, object]:
     }
 
 
-def _data_facts(detector: "VAEDetector", data: Data, evaluation: Evaluation | Unlabelled) -> dict[str, object]:
+def _data_facts(
+    detector: "VAEDetector", data: "Data | Images", evaluation: Evaluation | Unlabelled
+) -> dict[str, object]:
     classes: dict[str, object] = {}
     if isinstance(evaluation, Evaluation):
         classes = {"Normal rows": evaluation.n_normal, "Anomalies": evaluation.n_anomalies}
@@ -250,7 +256,7 @@ def _data_facts(detector: "VAEDetector", data: Data, evaluation: Evaluation | Un
         "File": data.name,
         "Rows": evaluation.n_rows,
         **classes,
-        "Features": len(detector.schema_.columns),
+        "Features": detector.schema_.n_features,
         "Fingerprint": data.fingerprint()[:16],
     }
 
@@ -275,10 +281,8 @@ def _worst(detector: "VAEDetector", scored: Scored, worst: pd.DataFrame) -> list
         return []
     rows = scored.rows.take(worst.index.to_numpy())
     X = align(detector, rows).X
-    names, contributions = top_features(detector, X, N_TOP)
-    expected = detector.reconstruct(as_fitted(detector, X))
-    expected.columns = X.columns
     label = (None,) * len(rows) if rows.y is None else rows.y.tolist()
+    features = _reasons(detector, X) if isinstance(rows, Data) else [[]] * len(rows)
     return [
         {
             "row": row[rows.id_name],
@@ -286,12 +290,22 @@ def _worst(detector: "VAEDetector", scored: Scored, worst: pd.DataFrame) -> list
             "p_value": float(row["p_value"]),
             "label": label[index],
             "is_anomaly": int(row["is_anomaly"]),
-            "features": [
-                (name, float(share), _shown(X[name].iloc[index]), _shown(expected[name].iloc[index]))
-                for name, share in zip(names[index], contributions[index], strict=True)
-            ],
+            "features": features[index],
         }
         for index, (_, row) in enumerate(worst.iterrows())
+    ]
+
+
+def _reasons(detector: "VAEDetector", X: pd.DataFrame) -> list[list[tuple[str, float, str, str]]]:
+    """What raised the score of each row: column, contribution, seen and expected value."""
+    names, contributions = top_features(detector, X, N_TOP)
+    expected = pd.DataFrame(detector.reconstruct(as_fitted(detector, X))).set_axis(X.columns, axis=1)
+    return [
+        [
+            (name, float(share), _shown(X[name].iloc[index]), _shown(expected[name].iloc[index]))
+            for name, share in zip(names[index], contributions[index], strict=True)
+        ]
+        for index in range(len(X))
     ]
 
 
@@ -301,7 +315,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _types(evaluation: Evaluation | Unlabelled, rows: Data, types: str | None) -> list[TypeRecall]:
+def _types(evaluation: Evaluation | Unlabelled, rows: "Data | Images", types: str | None) -> list[TypeRecall]:
     if types is None or not isinstance(evaluation, Evaluation):
         return []
     return recall_by_type(evaluation, rows.kept[types].to_numpy(dtype=object))
@@ -323,8 +337,42 @@ def _compared(detector: "VAEDetector", scored: Scored, model_name: str, *, compa
     return compare_scores(y[some], {detector.score_name: own[some], **others})
 
 
-def _samples(detector: "VAEDetector", scored: Scored) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows drawn from the model, and the first rows of the data that pass."""
+def _pictures(detector: "VAEDetector", scored: Scored) -> dict[str, Pictures]:
+    """Images flagged with the highest scores, missed ones, and drawn ones."""
+    if isinstance(scored.rows, Data):
+        return {}
+    predictions = scored.predictions
+    flagged = predictions[_flagged(predictions)].nlargest(MAX_PICTURES, "anomaly_score")
+    missed = predictions[(predictions["is_anomaly"] == 0) & (scored.rows.y == 1)].nsmallest(
+        MAX_PICTURES, "anomaly_score"
+    )
+    shown = {"Flagged images with the highest scores": flagged, "Missed anomalies with the lowest scores": missed}
+    drawn = detector.sample(MAX_PICTURES)
+    return {
+        **{
+            name: _with_maps(detector, scored.rows.take(rows.index.to_numpy()))
+            for name, rows in shown.items()
+            if len(rows)
+        },
+        "Images drawn from the model": Pictures([""] * len(drawn), drawn),
+    }
+
+
+def _with_maps(detector: "VAEDetector", images: "Images") -> Pictures:
+    x = align(detector, images).X
+    return Pictures(
+        [str(name) for name in images.ids],
+        x,
+        np.asarray(detector.reconstruct(x)),
+        anomaly_maps(detector, x),
+        colour_scale(detector),
+    )
+
+
+def _samples(detector: "VAEDetector", scored: Scored) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Rows drawn from the model, and the first rows of the data that pass; pictures are no table."""
+    if not isinstance(scored.rows, Data):
+        return None
     drawn = detector.sample(N_SAMPLES)
     passed = np.flatnonzero(~_flagged(scored.predictions) & (scored.rows.y != 1))[:N_SAMPLES]
     real = align(detector, scored.rows.take(passed)).X

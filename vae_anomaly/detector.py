@@ -24,6 +24,7 @@ from vae_anomaly.groups import Groups, RowGroups, row_groups
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
 from vae_anomaly.parameters import check_params, find_device
+from vae_anomaly.pixels import PixelSchema, is_images, pixels
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
 from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, shares
@@ -38,8 +39,12 @@ __all__ = ["VAEDetector", "load"]
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
 SCORING_BATCH = 512
+# Large images come in smaller blocks, whose size hangs on the width of a row alone.
+MAX_SCORING_ENTRIES = 4_000_000
 # Rows that the references (samples to compare with, latent covariance, usual scores) are computed from.
 MAX_REFERENCE_ROWS = 5000
+# Numbers that each member keeps of training rows: of wide rows, such as images, it keeps fewer.
+MAX_REFERENCE_ENTRIES = 4_000_000
 MAX_LATENT_DIM = 128
 # Wide rows in large batches make a step take long, and no fewer steps.
 MAX_BATCH_ENTRIES = 150_000
@@ -70,7 +75,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     latent_dim : int, optional
         Number of latent variables; by default as many as encoded columns, at most 128.
     hidden : tuple of int, default=(96, 96)
-        Widths of the encoder's layers; the decoder mirrors them.
+        Widths of the encoder's layers; the decoder mirrors them. The widest is the number of channels at the bottom of
+        a convolutional network.
+    net : {"auto", "mlp", "conv"}, default="auto"
+        Networks: convolutional ones for images, fully connected ones for everything else, unless named.
     beta : float, default=1.0
         Weight of the KL term in training.
     min_scale : float, default=0.05
@@ -157,6 +165,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         n_estimators: int = 6,
         latent_dim: int | None = None,
         hidden: tuple[int, ...] = (96, 96),
+        net: str = "auto",
         beta: float = 1.0,
         min_scale: float = 0.05,
         n_mc: int = 16,
@@ -180,6 +189,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_estimators = n_estimators
         self.latent_dim = latent_dim
         self.hidden = hidden
+        self.net = net
         self.beta = beta
         self.min_scale = min_scale
         self.n_mc = n_mc
@@ -217,8 +227,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : DataFrame or array-like of shape (n_samples, n_features)
-            Normal data; missing values as NaN (None in a column of text).
+        X : DataFrame or array-like of shape (n_samples, n_features), or images of shape (n_samples, channels, h, w)
+            Normal data; missing values as NaN (None in a column of text). Images hold values in [0, 1], or unsigned
+            integers.
         y : ignored
         groups : array-like of shape (n_samples,), optional
             Group of each row, such as its machine: each gets a threshold of its own, from its own calibration rows, and
@@ -272,18 +283,25 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.notes_: dict[str, Any] = {}
         return self
 
-    def _check_categorical(self, frame: pd.DataFrame) -> None:
-        unknown = sorted(set(map(str, self.categorical_features)) - set(map(str, frame.columns)))
+    def _check_categorical(self, frame: pd.DataFrame | NDArray[np.float32]) -> None:
+        columns = () if isinstance(frame, np.ndarray) else frame.columns
+        unknown = sorted(set(map(str, self.categorical_features)) - set(map(str, columns)))
         if unknown:
             raise ValueError(f"categorical_features names {unknown[0]!r}, and X has no such column.")
 
-    def _infer_schema(self, frame: pd.DataFrame, rows: NDArray[np.intp]) -> Schema:
+    def _infer_schema(self, frame: pd.DataFrame | NDArray[np.float32], rows: NDArray[np.intp]) -> Schema | PixelSchema:
         """Schema of the training rows alone.
 
         Were the calibration rows among them, no value of theirs could ever be an unseen one, and new rows would look
         less normal than they do.
         """
         kind = LIKELIHOODS["mixed" if self.likelihood == "auto" else self.likelihood]
+        if isinstance(frame, np.ndarray):
+            if kind.columns == "categories":
+                raise ValueError(f"likelihood={self.likelihood!r} describes categories, and pixels are numbers.")
+            return PixelSchema.infer(frame[rows], scaling=kind.scaling)
+        if self.net == "conv":
+            raise ValueError("net='conv' is for images, of shape (n_samples, channels, height, width).")
         try:
             return Schema.infer(
                 frame.iloc[rows],
@@ -300,8 +318,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _frame(self, X: Any, *, reset: bool) -> pd.DataFrame:
-        """``X`` as a data frame with the columns seen in ``fit``."""
+    def _frame(self, X: Any, *, reset: bool) -> pd.DataFrame | NDArray[np.float32]:
+        """``X`` as a data frame with the columns seen in ``fit``, or as images."""
+        if is_images(X):
+            return self._images(X, reset=reset)
+        if not reset and isinstance(self.schema_, PixelSchema):
+            raise DataError(f"The model was fitted on images of shape {self.schema_.shape}, and X holds none.")
         if isinstance(X, pd.DataFrame):
             if not X.columns.is_unique:
                 raise DataError(f"Duplicated column names: {sorted(set(X.columns[X.columns.duplicated()].map(str)))}.")
@@ -317,6 +339,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             reset=reset,
         )
         return pd.DataFrame(array, columns=[f"x{index}" for index in range(array.shape[1])])
+
+    def _images(self, X: Any, *, reset: bool) -> NDArray[np.float32]:
+        images = pixels(X)
+        if reset:
+            self.n_features_in_ = math.prod(images.shape[1:])
+        elif not isinstance(self.schema_, PixelSchema):
+            raise DataError("The model was fitted on a table, and X holds images.")
+        at_least = 2 if reset else 1
+        if len(images) < at_least:
+            raise DataError(f"Found {len(images)} image(s), and at least {at_least} are needed.")
+        return images
 
     def _split(self, n_rows: int, generators: list[torch.Generator]) -> Split:
         """Which rows each member trains on, and which rows the threshold is computed from."""
@@ -342,11 +375,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         device = find_device(self.device)
         latent_dim = int(self.latent_dim or min(max(x.shape[1], 2), MAX_LATENT_DIM))
         rest = torch.from_numpy(split.fitted)
+        images = isinstance(self.schema_, PixelSchema)
         self.architecture_: dict[str, Any] = {
             "n_entries": x.shape[1],
             "latent_dim": latent_dim,
-            "mask_input": bool(torch.isnan(x[rest]).any()),
-            "n_codes": max(1, round((1.0 - self.robust) * min(split.train.shape[1], MAX_REFERENCE_ROWS))),
+            "mask_input": not images and bool(torch.isnan(x[rest]).any()),
+            "n_codes": max(1, round((1.0 - self.robust) * min(split.train.shape[1], _n_references(x.shape[1])))),
+            "net": ("conv" if images else "mlp") if self.net == "auto" else self.net,
         }
         members = [self._build(generator) for generator in generators[:-1]]
         for member, generator in zip(members, generators, strict=False):
@@ -357,7 +392,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         x, train_rows, held_out_rows = x.to(device), split.train.to(device), split.held_out.to(device)
         plan = self._plan(train_rows.shape[1])
         self.history_ = train(self.ensemble_, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
-        self._fill_references(x[train_rows[:, :MAX_REFERENCE_ROWS]], x[held_out_rows[:, :MAX_REFERENCE_ROWS]])
+        few = _n_references(x.shape[1])
+        self._fill_references(x[train_rows[:, :few]], x[held_out_rows[:, :few]])
 
     def _plan(self, n_rows: int) -> Plan:
         affordable = MAX_BATCH_ENTRIES // self.architecture_["n_entries"]
@@ -388,6 +424,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             likelihood=likelihood,
             prior=self.prior,
             hidden=self.hidden,
+            image_shape=self.schema_.shape
+            if isinstance(self.schema_, PixelSchema) and self.architecture_["net"] == "conv"
+            else None,
             mask_input=self.architecture_["mask_input"],
             n_codes=self.architecture_["n_codes"],
             generator=generator,
@@ -435,7 +474,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return results[: split.n_folds].reshape(-1, *results.shape[2:])
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
-        few = split.first(MAX_REFERENCE_ROWS)
+        few = split.first(_n_references(encoded.shape[1]))
         entries = self._calibration_map(self._share_function(SCORES[self.score_name]), encoded, few)
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual
@@ -638,7 +677,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return {kind: overlap(kept, hashes) for kind, kept in self.row_hashes_.items()}
 
     def explain(self, X: Any, *, score_name: str | None = None) -> Floats:
-        """Contribution of each feature to the anomaly score, shape (n_samples, n_features); each row sums to its score.
+        """Contribution of each feature to the anomaly score, in the shape of ``X``; each sample sums to its score.
 
         What a feature adds differs from feature to feature among normal rows, too: compare with ``usual_shares_``.
         """
@@ -646,14 +685,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         encoded = self._encode(X)
         explained = self._shares(encoded, look_up("score", score_name or self.score_name, SCORES))
         explained[np.isnan(encoded).all(axis=1)] = np.nan
-        return explained
+        return explained.reshape(-1, *self.schema_.shape) if isinstance(self.schema_, PixelSchema) else explained
 
     def sample(self, n_samples: int = 1, *, random_state: int = 0) -> Any:
         """New rows drawn from the prior, in the units and types of the training data; the members take turns.
 
         Returns
         -------
-        DataFrame, or ndarray if the detector was fitted on an array
+        DataFrame, or ndarray if the detector was fitted on an array or on images
         """
         check_is_fitted(self)
         if n_samples < 1:
@@ -666,17 +705,19 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             for member, rows in zip(self.ensemble_.members(), blocks, strict=True):
                 vae = member.to("cpu")
                 draws.append(vae.decode(vae.pz().sample((len(rows),))).sample())
-        frame = self.schema_.decode(torch.cat(draws).numpy())
-        return frame if self.from_frame_ else frame.to_numpy(dtype=np.float64)
+        decoded = self.schema_.decode(torch.cat(draws).numpy())
+        if isinstance(decoded, np.ndarray) or self.from_frame_:
+            return decoded
+        return decoded.to_numpy(dtype=np.float64)
 
-    def reconstruct(self, X: Any) -> pd.DataFrame:
+    def reconstruct(self, X: Any) -> pd.DataFrame | NDArray[np.float32]:
         """What the model expects in each cell, given the row: the decoder's mean at the posterior mean.
 
         Mean over the members, in the units and types of the training data.
 
         Returns
         -------
-        DataFrame of shape (n_samples, n_features)
+        DataFrame of shape (n_samples, n_features), or ndarray in the shape of images
         """
         check_is_fitted(self)
 
@@ -709,7 +750,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return next(itertools.islice(self.ensemble_.members(), index, None))
 
     def _encode(self, X: Any) -> NDArray[np.float32]:
-        return self.schema_.encode(self._frame(X, reset=False))
+        encoded: NDArray[np.float32] = self.schema_.encode(self._frame(X, reset=False))
+        return encoded
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         scores = self._map_rows(score.function, encoded)
@@ -750,10 +792,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         results = []
         self.ensemble_.skeleton.imputation_steps = imputation_steps
         shared = encoded.ndim == 2
-        for start in range(0, encoded.shape[-2], SCORING_BATCH):
-            block = encoded[..., start : start + SCORING_BATCH, :]
+        size = max(1, min(SCORING_BATCH, MAX_SCORING_ENTRIES // encoded.shape[-1]))
+        for start in range(0, encoded.shape[-2], size):
+            block = encoded[..., start : start + size, :]
             n_rows = block.shape[-2]
-            padded = np.zeros((*block.shape[:-2], SCORING_BATCH, block.shape[-1]), dtype=np.float32)
+            padded = np.zeros((*block.shape[:-2], size, block.shape[-1]), dtype=np.float32)
             padded[..., :n_rows, :] = block
             with torch.no_grad():
                 x = torch.from_numpy(padded).to(device)
@@ -788,6 +831,11 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:
     detector = model_state.restore(VAEDetector, path)
     detector.ensemble_.to(find_device(device))
     return detector
+
+
+def _n_references(n_entries: int) -> int:
+    """Rows of so many entries that the references are computed from."""
+    return max(2, min(MAX_REFERENCE_ROWS, MAX_REFERENCE_ENTRIES // n_entries))
 
 
 def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:

@@ -17,6 +17,7 @@ from vae_anomaly.groups import Groups
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
+from vae_anomaly.pixels import PixelSchema
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.row_hashes import check_sketch
 from vae_anomaly.tails import MIN_EXCESSES, Extrapolation
@@ -111,7 +112,9 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     detector = kind(**params)
     # The device that it was fitted on need not be here.
     check_params({**params, "device": "cpu"})
-    detector.schema_ = Schema.from_json(header["schema"])
+    schema = header["schema"]
+    # A table has a list of columns, images have one shape.
+    detector.schema_ = PixelSchema.from_json(schema) if isinstance(schema, dict) else Schema.from_json(schema)
     detector.architecture_ = header["architecture"]
     detector.seed_, detector.fingerprint_ = params["random_state"], header["fingerprint"]
     prefix = "ensemble."
@@ -133,7 +136,7 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     _restore_groups(detector, header["groups"], tensors["calibration_groups"])
     detector.n_rows_ = {name: header["training"][f"n_{name}"] for name in ("train", "calibration")}
     detector.notes_, detector.from_frame_ = header["notes"], bool(header["from_frame"])
-    detector.n_features_in_ = len(detector.schema_.columns)
+    detector.n_features_in_ = detector.schema_.n_features
     if header["named_features"]:
         detector.feature_names_in_ = np.array([column.name for column in detector.schema_.columns], dtype=object)
     return detector
@@ -217,7 +220,7 @@ def _check_shapes(detector: "VAEDetector", tensors: dict[str, Any]) -> None:
     scores = tensors["calibration_scores"]
     wanted = {
         "eps": (detector.n_mc, 1, detector.architecture_["latent_dim"]),
-        "usual_shares": (len(detector.schema_.columns),),
+        "usual_shares": (detector.schema_.n_features,),
         "active_units": (detector.n_estimators,),
         "calibration_scores": (max(len(scores), 1),) if scores.ndim else (1,),
     }

@@ -9,6 +9,7 @@ import torch
 
 from vae_anomaly.errors import look_up
 from vae_anomaly.likelihoods import LIKELIHOODS
+from vae_anomaly.nets import NETS
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
@@ -62,6 +63,7 @@ def check_params(params: Mapping[str, Any]) -> None:
     """ValueError with a sentence for the first parameter of a VAEDetector that can't be used."""
     look_up("likelihood", params["likelihood"], {**LIKELIHOODS, "auto": None})
     look_up("prior", params["prior"], PRIORS)
+    look_up("net", params["net"], {**NETS, "auto": None})
     look_up("score", params["score_name"], SCORES)
     look_up("threshold", params["threshold"], THRESHOLDS)
     check_fpr(params["fpr"])

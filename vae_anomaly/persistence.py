@@ -24,9 +24,10 @@ FORMAT_VERSION = 2
 KEY = "vae_anomaly"
 
 # What a header holds, at least.
-PARTS: dict[str, type] = {
+PARTS: dict[str, Any] = {
     "params": dict,
-    "schema": list,
+    # Columns of a table, or the one shape of images.
+    "schema": list | dict,
     "architecture": dict,
     "threshold": dict,
     "training": dict,

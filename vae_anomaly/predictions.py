@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from vae_anomaly.groups import RowGroups, row_groups
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vae_anomaly.data.images import Images
     from vae_anomaly.detector import VAEDetector
 
 __all__ = [
@@ -32,12 +33,14 @@ __all__ = [
 ]
 
 SEPARATOR = "; "
+# Images decoded and scored together: enough to keep the processor busy, few enough for any memory.
+IMAGES_AT_ONCE = 256
 
 
 class Aligned(NamedTuple):
-    """Columns that a model knows, in its order, with the rows that it can't score marked."""
+    """Columns that a model knows, in its order, or images, with the rows that it can't score marked."""
 
-    X: pd.DataFrame
+    X: Any
     reasons: NDArray[np.object_]
     """Why a row can't be scored; an empty text where it can."""
     extra: tuple[str, ...]
@@ -45,7 +48,7 @@ class Aligned(NamedTuple):
 
 
 @contextmanager
-def located(data: Data) -> "Iterator[None]":
+def located(data: "Data | Images") -> "Iterator[None]":
     """Say in which file and row a cell is that can't be used."""
     try:
         yield
@@ -53,14 +56,16 @@ def located(data: Data) -> "Iterator[None]":
         raise DataError(f"{data.locate(error.row)}, {error.detail}") from None
 
 
-def align(detector: "VAEDetector", data: Data) -> Aligned:
-    """Columns of ``data`` as the detector wants them.
+def align(detector: "VAEDetector", data: "Data | Images") -> Aligned:
+    """Columns of ``data`` as the detector wants them, or its images, decoded.
 
     Raises
     ------
     DataError
         If a column is missing, or a text stands where a number was learned.
     """
+    if not isinstance(data, Data):
+        return _decoded(data)
     X, extra = _select(detector, data)
     numbers = [
         column.name for column in detector.schema_.columns if column.kind != "ignored" and column.dtype != "text"
@@ -75,6 +80,12 @@ def align(detector: "VAEDetector", data: Data) -> Aligned:
     used = [column.name for column in detector.schema_.columns if column.kind != "ignored"]
     reasons[X[used].isna().all(axis=1).to_numpy() & (reasons == "")] = "no value in any column that the model uses"
     return Aligned(X, reasons, extra)
+
+
+def _decoded(images: "Images") -> Aligned:
+    x, reasons = images.X.load()
+    # An image that can't be decoded gets no score, and needs some numbers until then.
+    return Aligned(np.where(np.isnan(x), 0.0, x).astype(np.float32), reasons, ())
 
 
 def _select(detector: "VAEDetector", data: Data) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -99,7 +110,7 @@ def _select(detector: "VAEDetector", data: Data) -> tuple[pd.DataFrame, tuple[st
 
 def predict_table(
     detector: "VAEDetector",
-    data: Data,
+    data: "Data | Images",
     *,
     score_names: Sequence[str] = (),
     n_top: int = 3,
@@ -119,27 +130,50 @@ def predict_table(
     """
     if fdr is not None:
         check_fdr(fdr)
-    aligned = align(detector, data)
+    parts = [_scored(detector, part, score_names, n_top) for part in _parts(data)]
+    scored = pd.concat([part for part, _ in parts], ignore_index=True)
+    # With one part, its columns are those of the whole; images have none.
+    aligned = parts[0][1] if len(parts) == 1 else Aligned(None, np.concatenate([a.reasons for _, a in parts]), ())
     scorable = aligned.reasons == ""
-    groups = groups_of(detector, data)
-    with located(data):
-        table = _table(detector, aligned.X, scorable, score_names, n_top, fdr, groups)
+    table = _judged(detector, scored["anomaly_score"].to_numpy(), scorable, fdr, groups_of(detector, data))
     table.insert(0, data.id_name, data.ids)
+    for name in scored.columns.drop("anomaly_score"):
+        table[name] = scored[name]
     table["reason"] = pd.Series(aligned.reasons, dtype="str").where(~scorable)
     return table, aligned
 
 
-def _table(
+def _parts(data: "Data | Images") -> "Iterator[Data | Images]":
+    """A table as it is; images a few at a time, so that their number does not matter."""
+    if isinstance(data, Data) or not len(data):
+        yield data
+        return
+    for start in range(0, len(data), IMAGES_AT_ONCE):
+        yield data.take(np.arange(start, min(start + IMAGES_AT_ONCE, len(data))))
+
+
+def _scored(
+    detector: "VAEDetector", data: "Data | Images", score_names: Sequence[str], n_top: int
+) -> tuple[pd.DataFrame, Aligned]:
+    """Scores and what is behind them."""
+    aligned = align(detector, data)
+    scorable = aligned.reasons == ""
+    named = as_fitted(detector, aligned.X)
+    with located(data):
+        table = pd.DataFrame({"anomaly_score": np.where(scorable, detector.anomaly_score(named), np.nan)})
+        table["top_features"], table["top_contributions"] = _top_texts(detector, aligned.X, scorable, n_top)
+        for name in score_names:
+            table[name] = np.where(scorable, detector.anomaly_score(named, score_name=name), np.nan)
+    return table, aligned
+
+
+def _judged(
     detector: "VAEDetector",
-    X: pd.DataFrame,
+    scores: NDArray[np.float64],
     scorable: NDArray[np.bool_],
-    score_names: Sequence[str],
-    n_top: int,
     fdr: float | None,
     groups: pd.Series | None,
 ) -> pd.DataFrame:
-    named = as_fitted(detector, X)
-    scores = np.where(scorable, detector.anomaly_score(named), np.nan)
     table = pd.DataFrame({"anomaly_score": scores})
     table["p_value"] = detector.p_values_of(scores, groups)
     rule: str | NDArray[np.object_]
@@ -153,13 +187,10 @@ def _table(
     table["is_anomaly"] = pd.array(np.where(scorable, flagged, 0), dtype="Int64")
     table.loc[~scorable, "is_anomaly"] = pd.NA
     table["rule"] = pd.Series(rule, index=table.index, dtype="str").where(scorable & flagged)
-    table["top_features"], table["top_contributions"] = _top_texts(detector, X, scorable, n_top)
-    for name in score_names:
-        table[name] = np.where(scorable, detector.anomaly_score(named, score_name=name), np.nan)
     return table
 
 
-def groups_of(detector: "VAEDetector", data: Data) -> pd.Series | None:
+def groups_of(detector: "VAEDetector", data: "Data | Images") -> pd.Series | None:
     """Group of each row, of a detector that was calibrated by group.
 
     Raises
@@ -170,6 +201,8 @@ def groups_of(detector: "VAEDetector", data: Data) -> pd.Series | None:
     if detector.groups_ is None:
         return None
     column = detector.groups_.column
+    if not isinstance(data, Data):
+        raise DataError(f"{data.name} holds images, and the model judges rows by {column!r}.")
     if column not in data.kept:
         raise DataError(f"{data.name} was read without {column!r}, by which the model judges rows. Keep that column.")
     return data.kept[column]
@@ -199,26 +232,26 @@ def rule_text(detector: "VAEDetector") -> str:
     return " ".join([rule["name"], *(f"{name}={value:g}" for name, value in {**rate, **rule["parameters"]}.items())])
 
 
-def as_fitted(detector: "VAEDetector", X: pd.DataFrame) -> pd.DataFrame:
+def as_fitted(detector: "VAEDetector", X: Any) -> Any:
     """``X`` as the detector takes it without a word: a detector that was fitted on an array wants no column names."""
-    return X if hasattr(detector, "feature_names_in_") else X.set_axis(range(X.shape[1]), axis=1)
+    if isinstance(X, np.ndarray) or hasattr(detector, "feature_names_in_"):
+        return X
+    return X.set_axis(range(X.shape[1]), axis=1)
 
 
-def top_features(
-    detector: "VAEDetector", X: pd.DataFrame, n_top: int
-) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+def top_features(detector: "VAEDetector", X: Any, n_top: int) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
     """The features that add most to each row's score beyond what they add to a normal row's, and how much.
 
     Both of shape (n_rows, n_top), most first.
     """
-    names = np.array([column.name for column in detector.schema_.columns], dtype=object)
-    excess = detector.explain(as_fitted(detector, X)) - detector.usual_shares_
+    names = np.array(detector.schema_.feature_names, dtype=object)
+    excess = detector.explain(as_fitted(detector, X)).reshape(len(X), -1) - detector.usual_shares_
     top = np.argsort(-excess, axis=1, kind="stable")[:, :n_top]
     return names[top], np.take_along_axis(excess, top, axis=1)
 
 
 def _top_texts(
-    detector: "VAEDetector", X: pd.DataFrame, scorable: NDArray[np.bool_], n_top: int
+    detector: "VAEDetector", X: Any, scorable: NDArray[np.bool_], n_top: int
 ) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
     features, contributions = np.full(len(X), None, dtype=object), np.full(len(X), None, dtype=object)
     if n_top > 0:

@@ -173,6 +173,16 @@ class Schema:
         """Resolution of the column of each real entry, 0 where its values hardly repeat."""
         return np.array([self.columns[index].resolution for index in self._used if self.columns[index].kind == "real"])
 
+    @property
+    def n_features(self) -> int:
+        """Number of columns."""
+        return len(self.columns)
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Name of each column."""
+        return [column.name for column in self.columns]
+
     def encode(self, frame: pd.DataFrame) -> Encoded:
         """Encoded rows, shape (n_rows, n_entries), NaN where a value is missing.
 

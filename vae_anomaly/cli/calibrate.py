@@ -16,20 +16,19 @@ from vae_anomaly.cli.common import (
     overwrite_option,
     print_json,
     promise,
-    read_data,
     registry,
     run_options,
     table_options,
     tell,
     text_columns,
 )
+from vae_anomaly.cli.images import image_options, read_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pandas as pd
-
     from vae_anomaly.data import Data
+    from vae_anomaly.data.images import Images
     from vae_anomaly.detector import VAEDetector
 
 
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 @click.option("--cost-alarm", type=FiniteRange(0, min_open=True), help="Cost of a false alarm [default: 1].")
 @group_option
 @table_options(label=True)
+@image_options
 @device_option
 @overwrite_option
 @run_options
@@ -80,7 +80,9 @@ def command(
     check_output(output, overwrite, stdout=False)
     detector = load_detector(model, device)
     own = () if group is None else (group,)
-    table = read_data(data, **columns, keep=own, text_columns=(*text_columns(detector), *own))
+    table = read_any(
+        data, split="test", detector=detector, **columns, keep=own, text_columns=(*text_columns(detector), *own)
+    )
     before, grouped = detector.threshold_, detector.groups_
     if threshold in registry("label threshold"):
         _choose(detector, table, threshold, parameters, quiet)
@@ -137,7 +139,9 @@ def _tell_seen(quiet: bool, n_seen: int, n_rows: int) -> None:
         )
 
 
-def _choose(detector: "VAEDetector", table: "Data", rule: str, parameters: dict[str, float], quiet: bool) -> None:
+def _choose(
+    detector: "VAEDetector", table: "Data | Images", rule: str, parameters: dict[str, float], quiet: bool
+) -> None:
     """Threshold from the labelled rows that can be scored."""
     assert table.y is not None
     labelled, X = _scorable(detector, table.take(table.y >= 0), "labelled row")
@@ -148,7 +152,9 @@ def _choose(detector: "VAEDetector", table: "Data", rule: str, parameters: dict[
     detector.threshold_rule_["labels"]["data"] = table.name
 
 
-def _calibrate(detector: "VAEDetector", normal: "Data", group: str | None, quiet: bool, **options: Any) -> None:
+def _calibrate(
+    detector: "VAEDetector", normal: "Data | Images", group: str | None, quiet: bool, **options: Any
+) -> None:
     """Threshold from the normal rows that can be scored."""
     normal, X = _scorable(detector, normal, "normal row")
     with _named(normal):
@@ -156,7 +162,7 @@ def _calibrate(detector: "VAEDetector", normal: "Data", group: str | None, quiet
         detector.calibrate(X, groups=None if group is None else normal.kept[group], **options)
 
 
-def _scorable(detector: "VAEDetector", table: "Data", what: str) -> tuple["Data", "pd.DataFrame"]:
+def _scorable(detector: "VAEDetector", table: "Data | Images", what: str) -> tuple["Data | Images", Any]:
     """The rows that can be scored, and their columns as the detector takes them."""
     from vae_anomaly.errors import DataError
     from vae_anomaly.predictions import align, as_fitted
@@ -171,7 +177,7 @@ def _scorable(detector: "VAEDetector", table: "Data", what: str) -> tuple["Data"
 
 
 @contextmanager
-def _named(table: "Data") -> "Iterator[None]":
+def _named(table: "Data | Images") -> "Iterator[None]":
     """Say which table gives no threshold, and in which row a cell is that can't be used."""
     from vae_anomaly.errors import CellError, DataError
     from vae_anomaly.predictions import located

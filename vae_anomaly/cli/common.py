@@ -21,6 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 REGISTRIES = {
     "baseline": ("baselines", "BASELINES"),
     "likelihood": ("likelihoods", "LIKELIHOODS"),
+    "net": ("nets", "NETS"),
     "prior": ("priors", "PRIORS"),
     "score": ("scores", "SCORES"),
     "threshold": ("thresholds", "THRESHOLDS"),
@@ -104,7 +105,7 @@ def table_options(*, label: bool) -> Callable[[Command], Command]:
             ),
             *options,
         ]
-    return _all(options)
+    return all_options(options)
 
 
 def group_option(command: Command) -> Command:
@@ -116,7 +117,7 @@ def group_option(command: Command) -> Command:
 
 def run_options(command: Command) -> Command:
     """Options of every verb that works."""
-    return _all(
+    return all_options(
         [
             click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON to standard output."),
             click.option("-q", "--quiet", is_flag=True, help="No progress and no summary."),
@@ -134,7 +135,9 @@ def device_option(command: Command) -> Command:
     return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")(command)
 
 
-def _all(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:
+def all_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:
+    """Decorator that adds all of them, in their order."""
+
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -209,7 +212,7 @@ def text_columns(detector: "VAEDetector") -> tuple[str, ...]:
     return tuple(column.name for column in detector.schema_.columns if column.dtype == "text")
 
 
-def model_columns(detector: "VAEDetector", keep: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+def model_columns(detector: "VAEDetector", keep: Sequence[str] = ()) -> dict[str, Any]:
     """What to tell :func:`read_data` of the columns that the model knows: texts, and the groups beside the features."""
     group = () if detector.groups_ is None else (detector.groups_.column,)
     return {"keep": (*group, *keep), "text_columns": (*text_columns(detector), *group)}

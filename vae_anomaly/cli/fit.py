@@ -17,14 +17,15 @@ from vae_anomaly.cli.common import (
     print_json,
     progress,
     promise,
-    read_data,
     run_options,
     table_options,
     tell,
 )
+from vae_anomaly.cli.images import image_options, read_any
 
 if TYPE_CHECKING:
     from vae_anomaly.data import Data
+    from vae_anomaly.data.images import Images
     from vae_anomaly.detector import VAEDetector
 
 
@@ -47,6 +48,12 @@ if TYPE_CHECKING:
 @click.option(
     "--latent-dim", type=click.IntRange(1), help="Latent variables [default: as many as columns, at most 128]."
 )
+@click.option(
+    "--net", type=NameType("net", ["auto"]), default="auto", show_default=True, help="auto: conv for images, else mlp."
+)
+@click.option(
+    "--size", type=click.IntRange(4), help="Height and width that images are resized to [default: found in the files]."
+)
 @click.option("--hidden", default="96,96", show_default=True, help="Widths of the encoder's layers.")
 @click.option("--beta", type=FiniteRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
 @click.option("--min-scale", type=FiniteRange(0, min_open=True), default=0.05, show_default=True)
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
     help="Weight of a value's rank beside the value.",
 )
 @click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True)
+@image_options
 @device_option
 @overwrite_option
 @run_options
@@ -82,6 +90,10 @@ def command(
     group: str | None,
     categorical: tuple[str, ...],
     hidden: str,
+    size: int | None,
+    images: bool,
+    normal_class: tuple[str, ...],
+    root: str,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -89,13 +101,20 @@ def command(
 ) -> None:
     """Learn what normal rows look like, and write a MODEL file.
 
-    DATA is CSV, Parquet, .npy, .npz, a folder of such files, or - for standard input. With --label, only the rows
-    labelled normal are trained on. The threshold is set by rows that the members scoring them did not train on.
+    DATA is CSV, Parquet, .npy, .npz, a folder of such files, or - for standard input; or images: a folder of them
+    (subfolders are classes; the layout of MVTec AD is recognised), an array, an IDX file, or mnist, fashion-mnist,
+    kmnist, cifar10, svhn. With --label or --normal-class, only what is normal is trained on. The threshold is set by
+    rows that the members scoring them did not train on.
     """
     check_output(output, overwrite, stdout=False)
     check_device(params["device"])
-    table = read_data(
+    table = read_any(
         data,
+        split="train",
+        images=images,
+        normal_class=normal_class,
+        root=root,
+        size=size,
         label=label,
         normal_value=normal_value,
         id_column=id_column,
@@ -104,7 +123,7 @@ def command(
         keep=() if group is None else (group,),
         text_columns=categorical if group is None else (*categorical, group),
     )
-    normal = _normal(table)
+    normal = _normal(table, quiet)
     detector = _fit(normal, group, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
     notes = {"data": table.name, "left_out_columns": list(table.dropped), "id": id_column}
     detector.save(output, notes=notes)
@@ -114,14 +133,28 @@ def command(
         print_json(summary)
 
 
-def _normal(table: "Data") -> "Data":
+def _normal(table: "Data | Images", quiet: bool) -> "Data | Images":
+    """What to train on; images that can't be decoded are left out."""
+    from vae_anomaly.data import Data
     from vae_anomaly.errors import DataError
 
     normal = table.normal()
+    if not isinstance(normal, Data):
+        reasons = normal.X.load()[1]
+        if (reasons != "").any():
+            first = int((reasons != "").argmax())
+            tell(quiet, f"Left out {(reasons != '').sum()} images, such as {normal.locate(first)}: {reasons[first]}.")
+        normal = normal.take(reasons == "")
     if len(normal) < 2:
-        what = "row" if table.y is None else "row labelled normal"
+        what = f"{_kind(table)}" if table.y is None else f"{_kind(table)} labelled normal"
         raise DataError(f"{table.name} has {len(normal) or 'no'} {what}, and at least 2 are needed to fit.")
     return normal
+
+
+def _kind(table: "Data | Images") -> str:
+    from vae_anomaly.data import Data
+
+    return "row" if isinstance(table, Data) else "image"
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -134,7 +167,7 @@ def _widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-def _fit(normal: "Data", group: str | None, quiet: bool, **params: Any) -> "VAEDetector":
+def _fit(normal: "Data | Images", group: str | None, quiet: bool, **params: Any) -> "VAEDetector":
     from vae_anomaly.detector import VAEDetector
     from vae_anomaly.errors import CalibrationWarning, DataError
     from vae_anomaly.predictions import located
@@ -150,7 +183,7 @@ def _fit(normal: "Data", group: str | None, quiet: bool, **params: Any) -> "VAED
     return detector
 
 
-def _summary(detector: "VAEDetector", table: "Data", normal: "Data", output: str) -> dict[str, Any]:
+def _summary(detector: "VAEDetector", table: "Data | Images", normal: "Data | Images", output: str) -> dict[str, Any]:
     n_rows = len(table.X)
     return {
         "model": output,

@@ -34,6 +34,7 @@ def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "prior": params["prior"],
             "members": params["n_estimators"],
             "latent variables": header["architecture"]["latent_dim"],
+            "network": header["architecture"]["net"],
             "hidden layers": ", ".join(map(str, params["hidden"])) or "none",
             "parameters": f"{training['n_parameters']:,}",
             "seed": params["random_state"],
@@ -49,9 +50,17 @@ def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "KL": f"{training['held_out_kl']:.3f} nats",
             "active units": f"{', '.join(map(str, units))} (by member)",
         },
-        f"Columns ({len(header['schema'])})": {column["name"]: _column(column) for column in header["schema"]},
+        **_schema(header["schema"]),
         "Versions": {"format": header["format_version"], **header["versions"]},
     }
+
+
+def _schema(schema: list[dict[str, Any]] | dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Columns of a table, or the shape of images."""
+    if isinstance(schema, dict):
+        channels, height, width = schema["shape"]
+        return {"Images": {"height": height, "width": width, "channels": channels}}
+    return {f"Columns ({len(schema)})": {column["name"]: _column(column) for column in schema}}
 
 
 def _threshold(threshold: dict[str, Any]) -> dict[str, Any]:

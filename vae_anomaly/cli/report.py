@@ -18,11 +18,11 @@ from vae_anomaly.cli.common import (
     model_columns,
     overwrite_option,
     print_json,
-    read_data,
     run_options,
     table_options,
     tell,
 )
+from vae_anomaly.cli.images import image_options, read_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vae_anomaly.report import Contents
 
 GATE_FAILED = 6
+READING = ("label", "normal_value", "id_column", "drop", "delimiter", "images", "normal_class", "root")
 
 
 class Outputs(NamedTuple):
@@ -62,6 +63,7 @@ class Outputs(NamedTuple):
 @click.option("--cost-alarm", type=FiniteRange(0), help="Cost of a false alarm [default: the model's, or 1].")
 @click.option("--min-auroc", type=Fraction(), help="Exit with 6 if the area under the ROC curve is smaller.")
 @table_options(label=True)
+@image_options
 @device_option
 @overwrite_option
 @run_options
@@ -86,15 +88,15 @@ def command(
     """
     from vae_anomaly.account import account
 
-    columns = {name: options.pop(name) for name in ("label", "normal_value", "id_column", "drop", "delimiter")}
-    if columns["label"] is None:
-        _refuse_without_labels({"--type": types, "--min-auroc": min_auroc})
+    columns = {name: options.pop(name) for name in READING}
     outputs = _outputs(output, overwrite)
     _check_plots(plots, overwrite)
     names = _names(models)
     detectors = {name: load_detector(path, device) for name, path in names.items()}
     detector, *_ = detectors.values()
-    table = read_data(data, **columns, **_model_columns(detectors.values(), types))
+    table = read_any(data, split="test", detector=detector, **columns, **_model_columns(detectors.values(), types))
+    if table.y is None:
+        _refuse_without_labels({"--type": types, "--min-auroc": min_auroc})
     name, *others = names
     contents, n_left_out = account(
         detector,
@@ -137,7 +139,7 @@ def _names(models: tuple[str, ...]) -> dict[str, str]:
     return {path if files.count(file) > 1 else file: path for path, file in zip(models, files, strict=True)}
 
 
-def _model_columns(detectors: "Iterable[VAEDetector]", types: str | None) -> dict[str, tuple[str, ...]]:
+def _model_columns(detectors: "Iterable[VAEDetector]", types: str | None) -> dict[str, Any]:
     """What all models together need to know of the columns."""
     each = [model_columns(detector, () if types is None else (types,)) for detector in detectors]
     return {key: tuple(dict.fromkeys(name for one in each for name in one[key])) for key in ("keep", "text_columns")}

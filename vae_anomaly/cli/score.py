@@ -1,6 +1,7 @@
 """vae-anomaly score: model and new rows in, predictions table out."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,16 +17,17 @@ from vae_anomaly.cli.common import (
     output_format,
     overwrite_option,
     print_json,
-    read_data,
     run_options,
     table_options,
     tell,
 )
+from vae_anomaly.cli.images import image_options, read_any
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from vae_anomaly.data import Data
+    from vae_anomaly.data.images import Images
     from vae_anomaly.predictions import Aligned
 
 GATE_FAILED = 6
@@ -49,11 +51,17 @@ GATE_FAILED = 6
     help="In place of the threshold: flag rows together, at most this share of them false alarms on average.",
 )
 @click.option(
+    "--maps",
+    metavar="FOLDER",
+    help="For images: write where each is odd, as .npy and as a picture, named as the images.",
+)
+@click.option(
     "--fail-above-rate",
     type=FiniteRange(0, 1, max_open=True),
     help="Exit with 6 if a larger share of the rows is flagged.",
 )
 @table_options(label=False)
+@image_options
 @device_option
 @overwrite_option
 @run_options
@@ -64,6 +72,7 @@ def command(
     score_names: tuple[str, ...],
     n_top: int,
     fdr: float | None,
+    maps: str | None,
     fail_above_rate: float | None,
     device: str,
     overwrite: bool,
@@ -72,7 +81,9 @@ def command(
     **columns: Any,
 ) -> None:
     """Score the rows of DATA with MODEL: one line each, with score, p-value, verdict and the features behind it."""
+    from vae_anomaly.data import Data
     from vae_anomaly.drift import drift_p_value
+    from vae_anomaly.heat_maps import write_anomaly_maps
     from vae_anomaly.predictions import groups_of, has_group, predict_table
 
     if output == "-" and as_json:
@@ -80,9 +91,14 @@ def command(
     check_output(output, overwrite)
     file_format = output_format(output)
     detector = load_detector(model, device)
-    table = read_data(data, **columns, **model_columns(detector))
+    table = read_any(data, split="test", detector=detector, **columns, **model_columns(detector))
+    if maps is not None:
+        _check_maps(maps, table, overwrite)
     predictions, aligned = predict_table(detector, table, score_names=score_names, n_top=n_top, fdr=fdr)
     _write(predictions, output, file_format)
+    if maps is not None and not isinstance(table, Data):
+        write_anomaly_maps(detector, table, maps)
+        tell(quiet, f"Wrote maps of the images to {maps}.")
     calibration, groups = detector.calibration_scores_, groups_of(detector, table)
     summary = _summary(predictions, aligned, table, output)
     summary |= {
@@ -115,6 +131,20 @@ def command(
         raise click.exceptions.Exit(GATE_FAILED)
 
 
+def _check_maps(folder: str, table: "Data | Images", overwrite: bool) -> None:
+    from vae_anomaly.data import Data
+
+    if isinstance(table, Data):
+        raise click.UsageError(f"--maps is for images, and {table.name} holds none.")
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise click.UsageError(f"--maps {folder}: name a folder.")
+    if not path.resolve().parent.is_dir():
+        raise click.UsageError(f"--maps {folder}: the folder {str(path.parent)!r} does not exist. Create it first.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise click.UsageError(f"--maps {folder}: there are files already. Add --overwrite to replace them.")
+
+
 def _write(predictions: "pd.DataFrame", output: str, file_format: str) -> None:
     from vae_anomaly.atomic import replacing
     from vae_anomaly.data.writers import write_table
@@ -126,7 +156,7 @@ def _write(predictions: "pd.DataFrame", output: str, file_format: str) -> None:
         write_table(predictions, temporary, format=file_format)
 
 
-def _summary(predictions: "pd.DataFrame", aligned: "Aligned", table: "Data", output: str) -> dict[str, Any]:
+def _summary(predictions: "pd.DataFrame", aligned: "Aligned", table: "Data | Images", output: str) -> dict[str, Any]:
     n_rows, n_scored = len(predictions), int((aligned.reasons == "").sum())
     n_flagged = int(predictions["is_anomaly"].fillna(0).sum())
     return {

@@ -72,6 +72,16 @@ class Images:
     def __len__(self) -> int:
         return len(self.X)
 
+    @property
+    def kept(self) -> pd.DataFrame:
+        """What travels along with the images: class or defect."""
+        return pd.DataFrame({"kind": self.kinds})
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Images have no columns to leave out."""
+        return ()
+
     def locate(self, i: int) -> str:
         """Path of image ``i``, or its number in an array."""
         path = self.X.path(i)

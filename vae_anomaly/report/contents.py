@@ -10,6 +10,7 @@ from vae_anomaly.by_type import TypeRecall
 from vae_anomaly.metrics import Evaluation, Unlabelled
 from vae_anomaly.paired import Compared
 from vae_anomaly.report.diagnostics import LatentMap
+from vae_anomaly.report.pictures import Pictures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +57,8 @@ class Contents:
         Other scores, or other models, on the same rows; the first one is what the others are compared with.
     samples : (DataFrame, DataFrame), optional
         Rows drawn from the model, and rows of the data.
+    pictures : mapping of str to Pictures
+        For images: those flagged with the highest scores, the missed ones and drawn ones, by heading.
     cost_miss, cost_alarm : float
         What a missed anomaly and a false alarm cost, for the expected cost beside the slider.
     """
@@ -77,6 +80,7 @@ class Contents:
     types: Sequence[TypeRecall] = ()
     compared: Sequence[Compared] = ()
     samples: "tuple[pd.DataFrame, pd.DataFrame] | None" = None
+    pictures: Mapping[str, Pictures] = field(default_factory=dict)
     cost_miss: float = 1.0
     cost_alarm: float = 1.0
 

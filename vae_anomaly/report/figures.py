@@ -18,6 +18,7 @@ from vae_anomaly.report.contents import Contents
 from vae_anomaly.report.diagnostics import plot_latent, plot_p_values, plot_promise
 from vae_anomaly.report.formats import as_figure, as_percent, as_text, confidence_of
 from vae_anomaly.report.histogram import plot_score_histogram
+from vae_anomaly.report.pictures import MAX_PICTURES, plot_pictures
 
 __all__ = ["Chart", "draw", "save_plots"]
 
@@ -47,7 +48,7 @@ def draw(contents: Contents) -> dict[str, Chart]:
     """All charts for which there are data, by name."""
     # A style of the user's own must not change the page.
     with style.context("default"):
-        return {chart.name: chart for part in (_curves, _diagnostics, _training, _compared) for chart in part(contents)}
+        return {chart.name: chart for part in PARTS for chart in part(contents)}
 
 
 def save_plots(contents: Contents, folder: str | os.PathLike[str]) -> list[Path]:
@@ -169,6 +170,20 @@ def _training(contents: Contents) -> Iterator[Chart]:
             yield Chart(f"training_{quantity}", title, hint, f"{title} over the epochs of training", ax)
 
 
+def _pictures(contents: Contents) -> Iterator[Chart]:
+    for place, (heading, pictures) in enumerate(contents.pictures.items()):
+        if not len(pictures.images):
+            continue
+        listed = ", ".join(filter(None, (as_text(name, 60) for name in pictures.names[:MAX_PICTURES])))
+        yield Chart(
+            f"pictures_{place + 1}",
+            heading,
+            "" if pictures.maps is None else "Below, what the model makes of each, and which pixels raise its score.",
+            f"{heading}{f': {listed}' if listed else ''}",
+            plot_pictures(pictures),
+        )
+
+
 def _compared(contents: Contents) -> Iterator[Chart]:
     if len(contents.compared) > 1:
         figures = {as_text(one.name, MAX_NAME): one.roc_auc for one in contents.compared}
@@ -179,3 +194,6 @@ def _compared(contents: Contents) -> Iterator[Chart]:
             "ROC-AUC of each score with its interval",
             plot_intervals(figures, "ROC-AUC"),
         )
+
+
+PARTS = (_curves, _diagnostics, _pictures, _training, _compared)

@@ -65,6 +65,7 @@ def render_report(evaluation: Evaluation | Unlabelled, **fields: Any) -> str:
         decisions=_decisions(evaluation, contents),
         diagnostics=[charts[name] for name in ("p_values", "latent", "promise") if name in charts],
         training=[chart for name, chart in charts.items() if name.startswith("training_")],
+        pictures=[chart for name, chart in charts.items() if name.startswith("pictures_")],
         types=type_table(contents.types),
         compared=compared_table(contents.compared),
         compared_chart=charts.get("compared"),

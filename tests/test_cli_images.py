@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tables import TINY_OPTIONS, mixed, read_predictions, run
+from test_pixels import discs
+
+OPTIONS = ("--net", "mlp", "--latent-dim", 4, "--max-steps", 60, "--estimators", 2, "--hidden", "16")
+
+
+def save(folder, images):
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray((image[0] * 255).astype(np.uint8)).save(folder / f"{number:03}.png")
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory):
+    """Folder in the layout of MVTec AD, and a model of its good parts."""
+    folder = tmp_path_factory.mktemp("plant")
+    save(folder / "disc/train/good", discs(80))
+    save(folder / "disc/test/good", discs(20, 1))
+    save(folder / "disc/test/hole", discs(10, 2, holes=True))
+    (folder / "disc/test/good/broken.png").write_bytes(b"\x89PNG no")
+    run("fit", folder / "disc", "-o", folder / "disc.safetensors", *OPTIONS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_good_parts_train_and_new_ones_are_scored(plant):
+    result = run("score", plant / "disc.safetensors", plant / "disc", "-o", "s.csv", "--json")
+    summary = json.loads(result.stdout)
+    assert (summary["rows"], summary["not_scored"]) == (31, 1)
+    predictions = read_predictions("s.csv").set_index("path")
+    assert predictions.index[0] == "test/good/000.png"
+    assert predictions.loc["test/good/broken.png", "reason"]
+    assert predictions.loc["test/hole/003.png", "top_features"].startswith("row ")
+    holes = predictions.index.str.startswith("test/hole")
+    assert predictions["anomaly_score"][holes].median() > predictions["anomaly_score"][~holes].median()
+
+
+def test_one_image_scores_as_it_does_among_others(plant):
+    run("score", plant / "disc.safetensors", plant / "disc", "-o", "all.csv")
+    run("score", plant / "disc.safetensors", plant / "disc/test/hole/003.png", "-o", "one.csv")
+    among = read_predictions("all.csv").set_index("path").loc["test/hole/003.png", "anomaly_score"]
+    assert read_predictions("one.csv")["anomaly_score"].tolist() == [among]
+
+
+def test_maps_mirror_the_images_and_sum_to_the_scores(plant):
+    run("score", plant / "disc.safetensors", plant / "disc", "-o", "s.csv", "--maps", "maps")
+    predictions = read_predictions("s.csv").set_index("path")
+    assert not Path("maps/test/good/broken.npy").exists()
+    for name in ("test/hole/003", "test/good/011"):
+        written = np.load(f"maps/{name}.npy")
+        assert written.dtype == np.float32
+        assert written.sum() == pytest.approx(predictions.loc[f"{name}.png", "anomaly_score"], abs=1e-3)
+        assert Image.open(f"maps/{name}.png").size == (12, 12)
+    run("score", plant / "disc.safetensors", plant / "disc", "-o", "t.csv", "--maps", "maps", exit_code=2)
+
+
+def test_a_report_shows_the_images(plant):
+    run("report", plant / "disc.safetensors", plant / "disc", "-o", "out", "--type", "kind")
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert (metrics["n_normal"], metrics["n_anomalies"]) == (20, 10)
+    assert metrics["types"][0]["name"] == "hole"
+    page = Path("out/report.html").read_text()
+    assert "Images to look at" in page
+    assert "Images drawn from the model" in page
+    assert "test/hole/00" in page
+    assert Path("out/report.html").stat().st_size < 2_000_000
+    run("report", plant / "disc.safetensors", plant / "disc", "-o", "again", "--type", "kind")
+    assert Path("again/report.html").read_bytes() == Path("out/report.html").read_bytes()
+
+
+def test_an_array_and_a_list_of_paths_work_like_a_folder(plant):
+    np.save("discs.npy", (discs(80)[:, 0] * 255).astype(np.uint8))
+    run("fit", "discs.npy", "-o", "a.safetensors", *OPTIONS)
+    paths = [str(plant / f"disc/test/hole/{n:03}.png") for n in range(4)]
+    pd.DataFrame({"path": paths}).to_csv("list.csv", index=False)
+    run("score", "a.safetensors", "list.csv", "--images", "-o", "s.csv")
+    assert len(read_predictions("s.csv")) == 4
+
+
+def test_classes_say_what_is_normal(plant):
+    run("fit", plant / "disc/test", "--normal-class", "good", "--fpr", 0.2, "-o", "g.safetensors", *OPTIONS)
+    result = run("calibrate", "g.safetensors", plant / "disc/train", "-o", "h.safetensors", "--fpr", 0.1)
+    assert "80 calibration rows" in result.stderr
+    run("inspect", "h.safetensors")
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (("fit", "normal.csv", "--size", 16, "-o", "x.safetensors"), "--size is for images"),
+    (("fit", "{plant}/disc", "--drop", "a", "-o", "x.safetensors"), "--drop is for tables"),
+    (("score", "table.safetensors", "{plant}/disc"), "the model was fitted on a table"),
+    (("score", "table.safetensors", "normal.csv", "--maps", "m"), "--maps is for images"),
+])  # fmt: skip
+def test_what_goes_together(plant, arguments, sentence):
+    mixed().to_csv("normal.csv", index=False)
+    run("fit", "normal.csv", "-o", "table.safetensors", *TINY_OPTIONS)
+    result = run(*(str(argument).format(plant=plant) for argument in arguments), exit_code=2)
+    assert sentence in result.stderr
+    assert not Path("x.safetensors").exists()
+
+
+def test_a_data_set_that_cannot_be_had_says_so(monkeypatch):
+    import torchvision
+
+    def offline(*_, **__):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", offline)
+    result = run("fit", "mnist", "--normal-class", "1", "--root", ".", "-o", "m.safetensors", exit_code=3)
+    assert "mnist" in result.stderr
+    assert not Path("m.safetensors").exists()

@@ -1,0 +1,155 @@
+"""Images -> rows of numbers, and back: what a schema of columns is for tables."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_anomaly.errors import DataError
+
+__all__ = ["PixelSchema", "is_images", "pixels"]
+
+Shape = tuple[int, int, int]
+
+
+def is_images(X: Any) -> bool:
+    """Whether ``X`` is a stack of images: an array, or something that loads one, of shape (n, channels, h, w)."""
+    return len(getattr(X, "shape", ())) == 4
+
+
+def pixels(X: Any) -> NDArray[np.float32]:
+    """Images as an array of shape (n, channels, height, width) with values in [0, 1].
+
+    Parameters
+    ----------
+    X : ndarray or ImageSet
+        Integers count from 0 to the largest of their type; floats must lie in [0, 1]. An image that can't be decoded
+        is NaN throughout.
+
+    Raises
+    ------
+    DataError
+        If a value lies outside of [0, 1].
+
+    Examples
+    --------
+    >>> pixels(np.array([[[[0, 51], [102, 255]]]], np.uint8)).ravel()
+    array([0. , 0.2, 0.4, 1. ], dtype=float32)
+    """
+    if hasattr(X, "load"):
+        loaded: NDArray[np.float32] = X.load()[0]
+        return loaded
+    array = np.asarray(X)
+    if array.dtype.kind == "u":
+        return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
+    array = array.astype(np.float32)
+    low, high = (float(end) for end in (np.nanmin(array, initial=0.0), np.nanmax(array, initial=0.0)))
+    if low < 0.0 or high > 1.0:
+        raise DataError(
+            f"Pixels must lie between 0 and 1, and these go from {low:g} to {high:g}. Divide by their largest value."
+        )
+    return array
+
+
+@dataclass(frozen=True)
+class PixelSchema:
+    """How images of one shape become rows of numbers.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        Channels, height and width.
+    center, scale : tuple of float
+        What is taken off the pixels of each channel, and what they are divided by.
+
+    Examples
+    --------
+    >>> schema = PixelSchema.infer(np.full((3, 1, 2, 2), 0.5), scaling="unit")
+    >>> schema.encode(np.full((1, 1, 2, 2), 0.25)).tolist()
+    [[0.25, 0.25, 0.25, 0.25]]
+    """
+
+    shape: Shape
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    columns: ClassVar[tuple[Any, ...]] = ()
+    """A pixel is no column: it has no name of its own in the data."""
+
+    @classmethod
+    def infer(cls, images: NDArray[np.float32], *, scaling: str) -> "PixelSchema":
+        """Schema of training images: standardised by channel, or left in [0, 1] with ``scaling="unit"``."""
+        channels, height, width = images.shape[1:]
+        shape: Shape = channels, height, width
+        known = images[~np.isnan(images).any(axis=(1, 2, 3))]
+        if not len(known):
+            raise DataError("None of the images can be decoded, so there is nothing to learn from.")
+        if scaling == "unit":
+            return cls(shape, (0.0,) * shape[0], (1.0,) * shape[0])
+        center = known.mean(axis=(0, 2, 3), dtype=np.float64)
+        spread = known.std(axis=(0, 2, 3), dtype=np.float64)
+        # Of images of one colour, a step of 8-bit pixels is all there is to measure by.
+        scale = np.maximum(spread, 1 / 255)
+        return cls(shape, tuple(map(float, center)), tuple(map(float, scale)))
+
+    @property
+    def n_features(self) -> int:
+        """Number of pixels, all channels counted."""
+        return math.prod(self.shape)
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Where each pixel is: row and column from 1, and the channel where there are several."""
+        channels, height, width = self.shape
+        spots = [f"row {y + 1}, column {x + 1}" for y in range(height) for x in range(width)]
+        return spots if channels == 1 else [f"{spot}, channel {c + 1}" for c in range(channels) for spot in spots]
+
+    def encode(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows of scaled pixels, shape (n, n_features); NaN throughout for an image that could not be decoded."""
+        if images.shape[1:] != self.shape:
+            raise DataError(f"Images of shape {images.shape[1:]} were given, and the model knows {self.shape}.")
+        center, scale = (np.array(part, dtype=np.float32)[:, None, None] for part in (self.center, self.scale))
+        rows: NDArray[np.float32] = ((images - center) / scale).astype(np.float32).reshape(len(images), -1)
+        return rows
+
+    def decode(self, encoded: NDArray[Any]) -> NDArray[np.float32]:
+        """Images of shape (n, channels, height, width), clipped to [0, 1]."""
+        center, scale = (np.array(part, dtype=np.float32)[:, None, None] for part in (self.center, self.scale))
+        images = np.asarray(encoded, dtype=np.float32).reshape(-1, *self.shape) * scale + center
+        clipped: NDArray[np.float32] = np.clip(images, 0.0, 1.0)
+        return clipped
+
+    def fold(self, entries: NDArray[Any]) -> NDArray[np.float64]:
+        """Each pixel stands for itself."""
+        return np.asarray(entries, dtype=np.float64)
+
+    def block_sizes(self) -> tuple[int, int, tuple[int, ...]]:
+        """All pixels are real numbers."""
+        return self.n_features, 0, ()
+
+    def resolutions(self) -> NDArray[np.float64]:
+        """Usual step between two values of each entry, in scaled units: one of 255."""
+        by_channel = 1.0 / (255.0 * np.array(self.scale))
+        return np.repeat(by_channel, math.prod(self.shape[1:]))
+
+    def notes(self) -> list[str]:
+        """Nothing is unexpected about a pixel."""
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which :meth:`from_json` makes the same schema."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, given: dict[str, Any]) -> "PixelSchema":
+        """Inverse of :meth:`to_json`; ValueError for what is no schema."""
+        shape, center, scale = (tuple(given[name]) for name in ("shape", "center", "scale"))
+        if len(shape) != 3 or not all(isinstance(side, int) and 0 < side <= 1 << 16 for side in shape):
+            raise ValueError(f"images have no shape {shape}")
+        if not len(center) == len(scale) == shape[0]:
+            raise ValueError("its channels have other scales than its images")
+        if not (np.isfinite([*center, *scale]).all() and min(scale) > 0):
+            raise ValueError("a channel has no usable scale")
+        return cls(shape, center, scale)
