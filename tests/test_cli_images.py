@@ -119,3 +119,18 @@ def test_a_data_set_that_cannot_be_had_says_so(monkeypatch):
     result = run("fit", "mnist", "--normal-class", "1", "--root", ".", "-o", "m.safetensors", exit_code=3)
     assert "mnist" in result.stderr
     assert not Path("m.safetensors").exists()
+
+
+def test_images_are_drawn_on_a_sheet_or_as_an_array(plant):
+    run("sample", plant / "disc.safetensors", "-n", 5, "-o", "drawn.png")
+    # Three in a line, two pixels between them.
+    assert Image.open("drawn.png").size == (3 * 14 + 2, 2 * 14 + 2)
+    run("sample", plant / "disc.safetensors", "-n", 5, "-o", "drawn.npy")
+    assert np.load("drawn.npy").shape == (5, 12, 12, 1)
+    result = run("sample", plant / "disc.safetensors", exit_code=2)
+    assert "images go to a file that ends in .png" in result.stderr
+
+
+def test_images_have_no_columns_but_their_kind(plant):
+    result = run("fit", plant / "disc", "--group", "machine", "-o", "x.safetensors", exit_code=2)
+    assert "Images have no column 'machine'" in result.stderr

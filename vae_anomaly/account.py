@@ -1,6 +1,7 @@
 """What a detector has to show on a table of rows: the contents of a report."""
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -107,7 +108,7 @@ def account(
         title=title,
         model=_model_facts(detector, model_name),
         data=_data_facts(detector, data, evaluation),
-        provenance={**(provenance or {}), "vae-anomaly": vae_anomaly.__version__, "Seed": str(detector.seed_)},
+        provenance={**(provenance or {}), **_versions(), "Seed": str(detector.seed_)},
         asked_fpr=detector.threshold_rule_["fpr"],
         promise=_promise(detector),
         seen_rows=(seen := detector.seen_rows(as_fitted(detector, align(detector, scored.rows).X))),
@@ -259,6 +260,11 @@ def _data_facts(
         "Features": detector.schema_.n_features,
         "Fingerprint": data.fingerprint()[:16],
     }
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("torch", "scikit-learn", "pandas", "numpy")
+    return {"vae-anomaly": vae_anomaly.__version__, **{library: version(library) for library in libraries}}
 
 
 def _mean_history(detector: "VAEDetector") -> Mapping[str, Any]:

@@ -744,6 +744,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return self._member(member).codes.double().cpu().numpy()
 
+    @property
+    def holds_images(self) -> bool:
+        """Whether the detector was fitted on images."""
+        check_is_fitted(self)
+        return isinstance(self.schema_, PixelSchema)
+
     def _member(self, index: int) -> VAE:
         if not 0 <= index < self.n_estimators:
             raise ValueError(f"member={index} must lie between 0 and {self.n_estimators - 1}.")

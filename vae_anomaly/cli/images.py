@@ -63,8 +63,8 @@ def read_any(
             option = "--normal-class" if normal_class else "--size"
             raise click.UsageError(f"{option} is for images, and {path} holds none.")
         return read_data(path, **columns)
-    _refuse_columns(columns, images)
-    shape = None if detector is None else getattr(detector.schema_, "shape", None)
+    _refuse_columns(columns)
+    shape = getattr(detector.schema_, "shape", None) if detector is not None and detector.holds_images else None
     if detector is not None and shape is None:
         raise click.UsageError(f"{path} holds images, and the model was fitted on a table.")
     options: dict[str, Any] = {
@@ -105,11 +105,14 @@ def _array_rank(path: str) -> int:
         return 0
 
 
-def _refuse_columns(columns: dict[str, Any], images: bool) -> None:
+def _refuse_columns(columns: dict[str, Any]) -> None:
     given = {"--id": columns.get("id_column"), "--drop": columns.get("drop"), "--delimiter": columns.get("delimiter")}
     for option, value in given.items():
         if value:
             raise click.UsageError(f"{option} is for tables, and DATA holds images.")
+    for name in columns.get("keep", ()):
+        if name != "kind":
+            raise click.UsageError(f"Images have no column {name!r}, only 'kind': the class or defect of each.")
 
 
 def _read(
