@@ -48,6 +48,8 @@ MAX_REFERENCE_ENTRIES = 4_000_000
 MAX_LATENT_DIM = 128
 # Wide rows in large batches make a step take long, and no fewer steps.
 MAX_BATCH_ENTRIES = 150_000
+# Images of more numbers than this get convolutional networks, unless named.
+MAX_MLP_PIXELS = 4096
 # Passes that fill the holes of a row before it is scored; measured: 10 do what 30 do, 3 do not.
 IMPUTATION_STEPS = 10
 
@@ -78,7 +80,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Widths of the encoder's layers; the decoder mirrors them. The widest is the number of channels at the bottom of
         a convolutional network.
     net : {"auto", "mlp", "conv"}, default="auto"
-        Networks: convolutional ones for images, fully connected ones for everything else, unless named.
+        Networks: fully connected ones, and convolutional ones for images of more than 4,096 numbers. On two cores, a
+        step on images of 28 x 28 pixels took 0.02 s with the first and 0.8 s with the second.
     beta : float, default=1.0
         Weight of the KL term in training.
     min_scale : float, default=0.05
@@ -381,7 +384,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             "latent_dim": latent_dim,
             "mask_input": not images and bool(torch.isnan(x[rest]).any()),
             "n_codes": max(1, round((1.0 - self.robust) * min(split.train.shape[1], _n_references(x.shape[1])))),
-            "net": ("conv" if images else "mlp") if self.net == "auto" else self.net,
+            "net": ("conv" if images and x.shape[1] > MAX_MLP_PIXELS else "mlp") if self.net == "auto" else self.net,
         }
         members = [self._build(generator) for generator in generators[:-1]]
         for member, generator in zip(members, generators, strict=False):

@@ -49,7 +49,11 @@ if TYPE_CHECKING:
     "--latent-dim", type=click.IntRange(1), help="Latent variables [default: as many as columns, at most 128]."
 )
 @click.option(
-    "--net", type=NameType("net", ["auto"]), default="auto", show_default=True, help="auto: conv for images, else mlp."
+    "--net",
+    type=NameType("net", ["auto"]),
+    default="auto",
+    show_default=True,
+    help="auto: conv for large images, else mlp.",
 )
 @click.option(
     "--size", type=click.IntRange(4), help="Height and width that images are resized to [default: found in the files]."
