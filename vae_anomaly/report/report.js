@@ -43,7 +43,7 @@ if (held) {
       holds: (value) => value >= x0 && value <= x1,
       top, bottom,
     };
-    marks[name] = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    marks[name] = document.createElementNS(svg.namespaceURI, tag);
     marks[name].setAttribute("class", "moved");
     svg.append(marks[name]);
   }
