@@ -125,6 +125,13 @@ def measure(task: Task, fitted: Fitted, rows: Rows, score_name: str | None) -> d
         "n_train": len(train),
         "n_test": len(test),
         "d": train.shape[1],
+        **provenance(),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and machine of a line."""
+    return {
         "versions": {
             "vae_anomaly": __version__,
             "torch": torch.__version__,

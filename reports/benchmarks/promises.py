@@ -19,8 +19,6 @@ Each split adds one JSON line to promises.jsonl; what stands there is not run ag
 """
 
 import argparse
-import os
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,12 +27,10 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import sklearn
-import torch
-from adbench import HERE, _line, _lines, _provenance, append, protocol_b, read_runs
+from adbench import HERE, _line, _lines, _provenance, append, protocol_b, provenance, read_runs
 from scipy import stats
 
-from vae_anomaly import VAEDetector, __version__
+from vae_anomaly import VAEDetector
 from vae_anomaly.discoveries import adjusted_p_values
 from vae_anomaly.errors import CalibrationWarning
 from vae_anomaly.splitting import MIN_ROWS_TO_SET_ASIDE
@@ -115,19 +111,6 @@ def run_all(data: Path, n_splits: int, only: Sequence[str]) -> None:
                 f"{time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-
-
-def provenance() -> dict[str, Any]:
-    """Versions and machine of a line."""
-    return {
-        "versions": {
-            "vae_anomaly": __version__,
-            "torch": torch.__version__,
-            "scikit-learn": sklearn.__version__,
-            "numpy": np.__version__,
-        },
-        "machine": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
-    }
 
 
 def upper_end(runs: Sequence[dict[str, Any]], fpr: float) -> float:

@@ -208,10 +208,9 @@ def _write(outputs: Outputs, contents: "Contents", metrics: dict[str, Any], plot
 
     from vae_anomaly.atomic import replacing
     from vae_anomaly.metrics import Evaluation, pr_table, roc_table
-    from vae_anomaly.report import render_report, save_plots
+    from vae_anomaly.report import render_contents, save_plots
 
-    fields = {name: value for name, value in vars(contents).items() if name != "evaluation"}
-    page = render_report(contents.evaluation, **fields)
+    page = render_contents(contents)
     if plots is not None:
         save_plots(contents, plots)
     outputs.html.parent.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ from vae_anomaly.report.contents import Contents
 from vae_anomaly.report.diagnostics import latent_map, plot_latent, plot_p_values, plot_promise
 from vae_anomaly.report.figures import save_plots
 from vae_anomaly.report.histogram import plot_score_histogram
-from vae_anomaly.report.render import render_report, write_report
+from vae_anomaly.report.render import render_contents, render_report, write_report
 from vae_anomaly.report.svg import to_svg
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "plot_score_histogram",
     "plot_training",
     "render_comparison",
+    "render_contents",
     "render_report",
     "save_plots",
     "to_svg",

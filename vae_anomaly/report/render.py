@@ -25,7 +25,7 @@ from vae_anomaly.report.tables import (
 )
 from vae_anomaly.report.verdict import cards, verdict
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["render_contents", "render_report", "write_report"]
 
 # Charts on which the slider moves a mark.
 MOVING = ("roc", "precision_recall", "scores")
@@ -52,7 +52,12 @@ def render_report(evaluation: Evaluation | Unlabelled, **fields: Any) -> str:
     >>> "<h1>Pump &lt;7&gt;</h1>" in page
     True
     """
-    contents = Contents(evaluation, **fields)
+    return render_contents(Contents(evaluation, **fields))
+
+
+def render_contents(contents: Contents) -> str:
+    """HTML page of the contents of a report; equal contents give equal text."""
+    evaluation = contents.evaluation
     charts = {name: _shown(chart) for name, chart in draw(contents).items()}
     return render_page(
         "report.html",
