@@ -10,12 +10,13 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tables import TINY, holed, mixed, numbers
 
-from vae_anomaly.detector import SCORING_BATCH, VAEDetector, _generator, load
+from vae_anomaly.detector import VAEDetector, _generator, load
 from vae_anomaly.errors import CalibrationWarning, DataError, PosteriorCollapseWarning
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import SCORES
+from vae_anomaly.scoring import SCORING_BATCH
 from vae_anomaly.splitting import rows_to_fit
 from vae_anomaly.thresholds import THRESHOLDS, Threshold
 

@@ -58,12 +58,15 @@ TABLE = {
     # The estimator.
     "parameters": {"errors", "likelihoods", "nets", "priors", "scores", "thresholds"},
     "model_state": {
-        "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "preprocessing", "row_hashes",
-        "pixels", "tails", "thresholds", "training", "errors",
+        "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "planning", "preprocessing",
+        "row_hashes", "pixels", "tails", "thresholds", "training", "errors",
     },
+    "scoring": {"ensemble"},
+    "planning": {"likelihoods", "pixels", "preprocessing", "splitting", "training", "vae"},
     "detector": {
         "ensemble", "errors", "groups", "label_thresholds", "likelihoods", "model_state", "parameters", "pixels",
-        "preprocessing", "row_hashes", "scores", "splitting", "tails", "thresholds", "training", "vae",
+        "planning", "preprocessing", "row_hashes", "scores", "scoring", "splitting", "tails", "thresholds", "training",
+        "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups"},
     # Evaluation.

@@ -22,36 +22,21 @@ from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import CalibrationWarning, CellError, DataError, PosteriorCollapseWarning, look_up
 from vae_anomaly.groups import Groups, RowGroups, row_groups
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
-from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
+from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.pixels import PixelSchema, is_images, pixels
+from vae_anomaly.planning import architecture, build_vae, n_references, training_plan
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
 from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, shares
+from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, map_folds, map_rows
 from vae_anomaly.splitting import Split, rows_to_fit, split_rows
 from vae_anomaly.tails import excess_rows_needed
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr, or_extrapolate, p_values
-from vae_anomaly.training import OnCheck, Plan, active_units, train
+from vae_anomaly.training import OnCheck, active_units, train
 from vae_anomaly.vae import VAE
 
 __all__ = ["VAEDetector", "load"]
-
-# Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
-# whichever rows come with it.
-SCORING_BATCH = 512
-# Large images come in smaller blocks, whose size hangs on the width of a row alone.
-MAX_SCORING_ENTRIES = 4_000_000
-# Rows that the references (samples to compare with, latent covariance, usual scores) are computed from.
-MAX_REFERENCE_ROWS = 5000
-# Numbers that each member keeps of training rows: of wide rows, such as images, it keeps fewer.
-MAX_REFERENCE_ENTRIES = 4_000_000
-MAX_LATENT_DIM = 128
-# Wide rows in large batches make a step take long, and no fewer steps.
-MAX_BATCH_ENTRIES = 150_000
-# Images of more numbers than this get convolutional networks, unless named.
-MAX_MLP_PIXELS = 4096
-# Passes that fill the holes of a row before it is scored; measured: 10 do what 30 do, 3 do not.
-IMPUTATION_STEPS = 10
 
 Floats = NDArray[np.float64]
 
@@ -376,75 +361,19 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self, x: torch.Tensor, split: Split, generators: list[torch.Generator], on_check: OnCheck | None
     ) -> None:
         device = find_device(self.device)
-        latent_dim = int(self.latent_dim or min(max(x.shape[1], 2), MAX_LATENT_DIM))
         rest = torch.from_numpy(split.fitted)
-        images = isinstance(self.schema_, PixelSchema)
-        self.architecture_: dict[str, Any] = {
-            "n_entries": x.shape[1],
-            "latent_dim": latent_dim,
-            "mask_input": not images and bool(torch.isnan(x[rest]).any()),
-            "n_codes": max(1, round((1.0 - self.robust) * min(split.train.shape[1], _n_references(x.shape[1])))),
-            "net": ("conv" if images and x.shape[1] > MAX_MLP_PIXELS else "mlp") if self.net == "auto" else self.net,
-        }
-        members = [self._build(generator) for generator in generators[:-1]]
+        self.architecture_: dict[str, Any] = architecture(self, self.schema_, x, split)
+        members = [build_vae(self, self.schema_, self.architecture_, generator) for generator in generators[:-1]]
         for member, generator in zip(members, generators, strict=False):
             some = rest[torch.randint(len(rest), (member.prior.n_components,), generator=generator)]
             member.prior.start_from(x[some])
         self.ensemble_ = Ensemble(members).to(device)
-        self.eps_ = torch.randn(self.n_mc, 1, latent_dim, generator=generators[-1])
+        self.eps_ = torch.randn(self.n_mc, 1, self.architecture_["latent_dim"], generator=generators[-1])
         x, train_rows, held_out_rows = x.to(device), split.train.to(device), split.held_out.to(device)
-        plan = self._plan(train_rows.shape[1])
+        plan = training_plan(self, x.shape[1], train_rows.shape[1])
         self.history_ = train(self.ensemble_, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
-        few = _n_references(x.shape[1])
+        few = n_references(x.shape[1])
         self._fill_references(x[train_rows[:, :few]], x[held_out_rows[:, :few]])
-
-    def _plan(self, n_rows: int) -> Plan:
-        affordable = MAX_BATCH_ENTRIES // self.architecture_["n_entries"]
-        batch_size = int(self.batch_size or min(256, max(64, affordable)))
-        steps_per_epoch = max(1, n_rows // batch_size)
-        n_steps = int(self.max_steps or min(max(1500, 5 * steps_per_epoch), 6000))
-        return Plan(
-            n_steps,
-            batch_size=batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            beta=self.beta,
-            warmup=self.warmup,
-            patience=self.patience,
-            robust=self.robust,
-        )
-
-    def _build(self, generator: torch.Generator | None) -> VAE:
-        """One member, without weights worth the name if ``generator`` is None."""
-        shape = (self.architecture_["n_entries"],)
-        blocks = Blocks(*self.schema_.block_sizes())
-        kind = "gaussian" if blocks.n_binary == 0 and not blocks.categories else "mixed"
-        name = kind if self.likelihood == "auto" else self.likelihood
-        likelihood: Likelihood = LIKELIHOODS[name](shape, blocks, min_scale=self._floors(name))
-        return VAE(
-            shape,
-            self.architecture_["latent_dim"],
-            likelihood=likelihood,
-            prior=self.prior,
-            hidden=self.hidden,
-            image_shape=self.schema_.shape
-            if isinstance(self.schema_, PixelSchema) and self.architecture_["net"] == "conv"
-            else None,
-            mask_input=self.architecture_["mask_input"],
-            n_codes=self.architecture_["n_codes"],
-            generator=generator,
-        )
-
-    def _floors(self, likelihood: str) -> float | list[float]:
-        """Floor under the scale of each real entry.
-
-        A value that was rounded is not known to less than half a step, whatever the decoder thinks.
-        """
-        steps = self.schema_.resolutions()
-        if likelihood == "gaussian_shared" or not steps.any():
-            return self.min_scale
-        floors: list[float] = np.clip(0.5 * steps, self.min_scale, max(1.0, self.min_scale)).tolist()
-        return floors
 
     @torch.no_grad()
     def _fill_references(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
@@ -471,13 +400,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """``function`` of the calibration rows, each by the members that did not see it."""
         if split.aside is not None:
             return self._map_rows(function, encoded[split.aside])
-        folds = encoded[split.held_out.numpy()]
-        steps = IMPUTATION_STEPS if np.isnan(folds).any() else 0
-        results = self._map_blocks(function, folds, imputation_steps=steps)
+        results = map_folds(self.ensemble_, self.eps_, function, encoded[split.held_out.numpy()])
         return results[: split.n_folds].reshape(-1, *results.shape[2:])
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
-        few = split.first(_n_references(encoded.shape[1]))
+        few = split.first(n_references(encoded.shape[1]))
         entries = self._calibration_map(self._share_function(SCORES[self.score_name]), encoded, few)
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual
@@ -777,42 +704,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return function
 
     def _map_rows(self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32]) -> Floats:
-        """``function`` of every row, mean over the members."""
-        holed = np.isnan(encoded).any(axis=1)
-        if not holed.any():
-            return self._map_blocks(function, encoded, imputation_steps=0)
-        # Imputation changes nothing for a complete row, so only the others pay for it.
-        some = self._map_blocks(function, encoded[holed], imputation_steps=IMPUTATION_STEPS)
-        results = np.empty((len(encoded), *some.shape[1:]))
-        results[holed] = some
-        if not holed.all():
-            results[~holed] = self._map_blocks(function, encoded[~holed], imputation_steps=0)
-        return results
-
-    def _map_blocks(
-        self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32], *, imputation_steps: int
-    ) -> Floats:
-        """``function`` of every row of ``encoded``, mean over the members.
-
-        Rows of each member's own, of shape (n_estimators, n_rows, n_entries), get one result from each.
-        """
-        device = self.ensemble_.device
-        eps = self.eps_.to(device)
-        results = []
-        self.ensemble_.skeleton.imputation_steps = imputation_steps
-        shared = encoded.ndim == 2
-        size = max(1, min(SCORING_BATCH, MAX_SCORING_ENTRIES // encoded.shape[-1]))
-        for start in range(0, encoded.shape[-2], size):
-            block = encoded[..., start : start + size, :]
-            n_rows = block.shape[-2]
-            padded = np.zeros((*block.shape[:-2], size, block.shape[-1]), dtype=np.float32)
-            padded[..., :n_rows, :] = block
-            with torch.no_grad():
-                x = torch.from_numpy(padded).to(device)
-                values = self.ensemble_.map(function, x, eps, in_dims=(None if shared else 0, None))
-            kept = values[:, :n_rows].double()
-            results.append((kept.mean(dim=0) if shared else kept).cpu().numpy())
-        return np.concatenate(results, axis=0 if shared else 1)
+        return map_rows(self.ensemble_, self.eps_, function, encoded)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -840,11 +732,6 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:
     detector = model_state.restore(VAEDetector, path)
     detector.ensemble_.to(find_device(device))
     return detector
-
-
-def _n_references(n_entries: int) -> int:
-    """Rows of so many entries that the references are computed from."""
-    return max(2, min(MAX_REFERENCE_ROWS, MAX_REFERENCE_ENTRIES // n_entries))
 
 
 def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:

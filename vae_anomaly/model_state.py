@@ -18,6 +18,7 @@ from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.pixels import PixelSchema
+from vae_anomaly.planning import build_vae
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.row_hashes import check_sketch
 from vae_anomaly.tails import MIN_EXCESSES, Extrapolation
@@ -122,7 +123,7 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     _check_size(detector, state)
     # On the meta device a network has shapes and no memory: a file that asks for a giant one is refused, not built.
     with torch.device("meta"):
-        skeleton = detector._build(None)
+        skeleton = build_vae(detector, detector.schema_, detector.architecture_, None)
     detector.ensemble_ = Ensemble.from_tensors(
         skeleton, {name: torch.from_numpy(value) for name, value in state.items()}
     )

@@ -94,7 +94,7 @@ def fit(method: str, overrides: dict[str, Any], train: np.ndarray) -> Fitted:
             warnings.simplefilter("ignore", CalibrationWarning)
             constants = {name: value for name, value in overrides.items() if name.isupper()}
             parameters = {name: value for name, value in overrides.items() if name not in constants}
-            with patch.multiple("vae_anomaly.detector", **constants) if constants else nullcontext():
+            with patch.multiple("vae_anomaly.planning", **constants) if constants else nullcontext():
                 detector = VAEDetector(**parameters).fit(train)
         return Fitted(detector.anomaly_score, time.perf_counter() - started, detector)
     baseline = make_baseline(method).fit(train)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-import vae_anomaly.detector
+import vae_anomaly.scoring
 from vae_anomaly import VAEDetector, __version__
 
 SETS = ("6_cardio", "12_fault", "20_letter", "22_magic.gamma", "38_thyroid")
@@ -62,10 +62,10 @@ def main() -> None:
         for in_training in (0.0, 0.2):
             detector = VAEDetector().fit(punched(train, in_training, seed=1))
             for steps in STEPS:
-                vae_anomaly.detector.IMPUTATION_STEPS = steps
+                vae_anomaly.scoring.IMPUTATION_STEPS = steps
                 cells = [figures(detector, punched(test, share, seed=2), y) for share in SHARES]
                 print(f"| {name} | {100 * in_training:g} % | {steps} | " + " | ".join(cells) + " |", flush=True)
-            vae_anomaly.detector.IMPUTATION_STEPS = 10
+            vae_anomaly.scoring.IMPUTATION_STEPS = 10
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""From the parameters of a detector and the shape of its data to networks, and to how they are trained."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
+from vae_anomaly.pixels import PixelSchema
+from vae_anomaly.preprocessing import Schema
+from vae_anomaly.splitting import Split
+from vae_anomaly.training import Plan
+from vae_anomaly.vae import VAE
+
+if TYPE_CHECKING:
+    from vae_anomaly.detector import VAEDetector
+
+__all__ = ["architecture", "build_vae", "n_references", "training_plan"]
+
+# Rows that the references (samples to compare with, latent covariance, usual scores) are computed from.
+MAX_REFERENCE_ROWS = 5000
+# Numbers that each member keeps of training rows: of wide rows, such as images, it keeps fewer.
+MAX_REFERENCE_ENTRIES = 4_000_000
+MAX_LATENT_DIM = 128
+# Wide rows in large batches make a step take long, and no fewer steps.
+MAX_BATCH_ENTRIES = 150_000
+# Images of more numbers than this get convolutional networks, unless named.
+MAX_MLP_PIXELS = 4096
+
+
+def n_references(n_entries: int) -> int:
+    """Rows of so many entries that the references are computed from."""
+    return max(2, min(MAX_REFERENCE_ROWS, MAX_REFERENCE_ENTRIES // n_entries))
+
+
+def architecture(
+    detector: "VAEDetector", schema: Schema | PixelSchema, x: torch.Tensor, split: Split
+) -> dict[str, Any]:
+    """Sizes of the networks for encoded rows ``x``, as plain data for the header of a model file."""
+    n_entries, images = x.shape[1], isinstance(schema, PixelSchema)
+    auto = "conv" if images and n_entries > MAX_MLP_PIXELS else "mlp"
+    return {
+        "n_entries": n_entries,
+        "latent_dim": int(detector.latent_dim or min(max(n_entries, 2), MAX_LATENT_DIM)),
+        "mask_input": not images and bool(torch.isnan(x[torch.from_numpy(split.fitted)]).any()),
+        "n_codes": max(1, round((1.0 - detector.robust) * min(split.train.shape[1], n_references(n_entries)))),
+        "net": auto if detector.net == "auto" else detector.net,
+    }
+
+
+def training_plan(detector: "VAEDetector", n_entries: int, n_rows: int) -> Plan:
+    """How to train on ``n_rows`` rows a member."""
+    batch_size = int(detector.batch_size or min(256, max(64, MAX_BATCH_ENTRIES // n_entries)))
+    steps_per_epoch = max(1, n_rows // batch_size)
+    n_steps = int(detector.max_steps or min(max(1500, 5 * steps_per_epoch), 6000))
+    return Plan(
+        n_steps,
+        batch_size=batch_size,
+        learning_rate=detector.learning_rate,
+        weight_decay=detector.weight_decay,
+        beta=detector.beta,
+        warmup=detector.warmup,
+        patience=detector.patience,
+        robust=detector.robust,
+    )
+
+
+def build_vae(
+    detector: "VAEDetector",
+    schema: Schema | PixelSchema,
+    sizes: dict[str, Any],
+    generator: torch.Generator | None,
+) -> VAE:
+    """One member, without weights worth the name if ``generator`` is None."""
+    shape = (sizes["n_entries"],)
+    blocks = Blocks(*schema.block_sizes())
+    kind = "gaussian" if blocks.n_binary == 0 and not blocks.categories else "mixed"
+    name = kind if detector.likelihood == "auto" else detector.likelihood
+    floors = _floors(schema, name, detector.min_scale)
+    likelihood: Likelihood = LIKELIHOODS[name](shape, blocks, min_scale=floors)
+    return VAE(
+        shape,
+        sizes["latent_dim"],
+        likelihood=likelihood,
+        prior=detector.prior,
+        hidden=detector.hidden,
+        image_shape=schema.shape if isinstance(schema, PixelSchema) and sizes["net"] == "conv" else None,
+        mask_input=sizes["mask_input"],
+        n_codes=sizes["n_codes"],
+        generator=generator,
+    )
+
+
+def _floors(schema: Schema | PixelSchema, likelihood: str, min_scale: float) -> float | list[float]:
+    """Floor under the scale of each real entry.
+
+    A value that was rounded is not known to less than half a step, whatever the decoder thinks.
+    """
+    steps = schema.resolutions()
+    if likelihood == "gaussian_shared" or not steps.any():
+        return min_scale
+    floors: list[float] = np.clip(0.5 * steps, min_scale, max(1.0, min_scale)).tolist()
+    return floors
