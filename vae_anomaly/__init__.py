@@ -1,5 +1,6 @@
 """Anomaly detection with variational autoencoders that are trained on normal data only."""
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,10 @@ if TYPE_CHECKING:
     from vae_anomaly.data import read
     from vae_anomaly.detector import VAEDetector, load
     from vae_anomaly.vae import VAE
+
+# Left to itself, MKL multiplies the last rows of a small matrix by another kernel than the others on processors without
+# AVX-512, and a row's score would hang on its place in the batch. Read at the first product; costs nothing measurable.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 try:
     __version__ = version("vae-anomaly")
