@@ -139,24 +139,29 @@ def nearest_neighbour(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 
 
 def novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
-    r"""Sum of two standardised scores: does the model explain the sample, and has it seen one like it.
+    r"""The higher of two standardised scores: the model does not explain the sample, or has seen none like it.
 
     These are ``neg_log_px_z``, to which no entry adds more than 20 nats (how far off it is says the second score), and
     ``nearest_neighbour``. Each is centred on its median over held-out normal samples and
     divided by the mean excess of those above it, which is the scale of an exponential tail. A sample that breaks the
-    dependence between entries has a high first term, one far from everything seen a high second.
+    dependence between entries has a high first term, one far from everything seen a high second. Their sum would let
+    the term that sees nothing unusual, and is noise then, speak against the other.
     """
     return _novelty_entries(vae, x, eps).flatten(1).sum(dim=1)
 
 
 def _novelty_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
-    terms = (
-        (_bounded_entries(vae, x, eps), vae.usual_neg_log_px_z),
-        (_nearest_entries(vae, x, eps), vae.usual_nearest_neighbour),
-    )
     n_entries = math.prod(vae.event_shape)
-    standardised = [(entries - usual[0] / n_entries) / usual[1] for entries, usual in terms]
-    return torch.stack(standardised).sum(dim=0)
+    unexplained, unseen = (
+        (entries - usual[0] / n_entries) / usual[1]
+        for entries, usual in (
+            (_bounded_entries(vae, x, eps), vae.usual_neg_log_px_z),
+            (_nearest_entries(vae, x, eps), vae.usual_nearest_neighbour),
+        )
+    )
+    axes = tuple(range(1, x.ndim))
+    higher = unexplained.sum(dim=axes, keepdim=True) > unseen.sum(dim=axes, keepdim=True)
+    return torch.where(higher, unexplained, unseen)
 
 
 def _bounded_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
