@@ -452,7 +452,7 @@ def test_a_rule_that_refuses_the_scores_costs_the_threshold_and_not_the_fit(monk
     assert len(detector.calibration_scores_) == 80
 
 
-@pytest.mark.parametrize(("n_rows", "named"), [(400, False), (800, True)])
+@pytest.mark.parametrize(("n_rows", "named"), [(400, False), (1300, True)])
 def test_too_few_rows_for_conformal_may_be_enough_to_extrapolate(n_rows, named):
     with pytest.warns(CalibrationWarning) as caught:
         VAEDetector(**TINY, fpr=0.001).fit(numbers(n_rows))

@@ -81,7 +81,7 @@ def test_the_largest_sample_must_be_finite(rng):
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.2])
 def test_too_few_excesses_are_refused(fpr, rng):
     with pytest.raises(
-        ValueError, match=r"needs at least 30 scores above the \d+% quantile, got \d+ from 50 calibration"
+        ValueError, match=r"needs at least 50 scores above the \d+% quantile, got \d+ from 50 calibration"
     ):
         extrapolation(rng.normal(size=50), fpr)
 

@@ -210,7 +210,7 @@ def test_peaks_over_threshold_go_beyond_the_samples(rng):
     assert peaks_over_threshold(scores, 1e-4) > scores.max()
 
 
-@pytest.mark.parametrize(("n_samples", "fpr"), [(300, 0.001), (998, 0.001)])
+@pytest.mark.parametrize(("n_samples", "fpr"), [(500, 0.001), (998, 0.001)])
 def test_too_few_samples_for_conformal_may_be_enough_to_extrapolate(n_samples, fpr, rng):
     with pytest.raises(ValueError, match=r"or extrapolate, .* with --threshold peaks_over_threshold\."):
         conformal(rng.normal(size=n_samples), fpr)

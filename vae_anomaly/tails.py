@@ -9,7 +9,9 @@ from scipy import stats
 
 __all__ = ["MIN_EXCESSES", "Extrapolation", "excess_rows_needed", "extrapolation"]
 
-MIN_EXCESSES = 30
+# With 30, the 95 % interval held the true threshold of an fpr of 0.001 in 17 to 71 % of simulated tables; with 50, in
+# 79 to 93 %.
+MIN_EXCESSES = 50
 # Where the low end of the threshold's interval would flag more than so many times the rate, the data can't carry it.
 MAX_RATE_RATIO = 10.0
 CONFIDENCE = 0.95
@@ -66,7 +68,7 @@ def extrapolation(scores: ArrayLike, fpr: float) -> Extrapolation:
     Raises
     ------
     ValueError
-        If the samples can't carry it: fewer than 30 excesses; a shape of -0.5 or less, where the covariance above does
+        If the samples can't carry it: fewer than 50 excesses; a shape of -0.5 or less, where the covariance above does
         not hold, or of 1 or more, where the tail has no mean; or an ``fpr`` so low that the low end of the threshold's
         interval would flag more than ten times as many.
 
@@ -114,11 +116,12 @@ def excess_rows_needed(fpr: float) -> int:
     Examples
     --------
     >>> [excess_rows_needed(fpr) for fpr in (0.05, 1e-3, 1e-4)]
-    [292, 292, 1743]
+    [492, 492, 1743]
     """
     tail = _tail(fpr)
     r, allowed = max(0.0, math.log(tail / fpr)), math.log(MAX_RATE_RATIO)
-    at_least = math.floor((MIN_EXCESSES - 1) / tail) + 2
+    # 49 / 0.14 is a little less than 350 to a computer.
+    at_least = math.floor((MIN_EXCESSES - 1) / tail + 1e-9) + 2
     if 1.0 + r <= allowed:
         return at_least
     # The rate at the low end is exp(-low), low being (1 + r) exp(-width) - 1.
