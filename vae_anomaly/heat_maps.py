@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vae_anomaly.data.images import Images
 from vae_anomaly.data.maps import write_maps
 from vae_anomaly.pixels import PixelSchema
-from vae_anomaly.predictions import IMAGES_AT_ONCE
+from vae_anomaly.predictions import images_at_once
 
 if TYPE_CHECKING:
     from vae_anomaly.detector import VAEDetector
@@ -55,7 +55,7 @@ def write_anomaly_maps(detector: "VAEDetector", images: Images, folder: str | os
     An image that can't be decoded gets neither. A few images at a time are in memory.
     """
     scale = colour_scale(detector)
-    for positions, x, reasons in images.X.batches(IMAGES_AT_ONCE):
+    for positions, x, reasons in images.X.batches(images_at_once(detector)):
         ok = reasons == ""
         if ok.any():
             write_maps(folder, images.ids[positions[ok]], anomaly_maps(detector, x[ok]), x[ok], scale=scale)

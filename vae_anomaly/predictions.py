@@ -26,7 +26,9 @@ __all__ = [
     "as_fitted",
     "groups_of",
     "has_group",
+    "images_at_once",
     "located",
+    "parts",
     "predict_table",
     "rule_text",
     "top_features",
@@ -34,7 +36,8 @@ __all__ = [
 
 SEPARATOR = "; "
 # Images decoded and scored together: enough to keep the processor busy, few enough for any memory.
-IMAGES_AT_ONCE = 256
+MAX_IMAGES_AT_ONCE = 256
+MAX_PIXELS_AT_ONCE = 8_000_000
 
 
 class Aligned(NamedTuple):
@@ -130,10 +133,12 @@ def predict_table(
     """
     if fdr is not None:
         check_fdr(fdr)
-    parts = [_scored(detector, part, score_names, n_top) for part in _parts(data)]
-    scored = pd.concat([part for part, _ in parts], ignore_index=True)
-    # With one part, its columns are those of the whole; images have none.
-    aligned = parts[0][1] if len(parts) == 1 else Aligned(None, np.concatenate([a.reasons for _, a in parts]), ())
+    found = [_scored(detector, part, score_names, n_top) for part in parts(detector, data)]
+    scored = pd.concat([part for part, _ in found], ignore_index=True)
+    # The one part of a table is the whole.
+    aligned = (
+        found[0][1] if isinstance(data, Data) else Aligned(None, np.concatenate([a.reasons for _, a in found]), ())
+    )
     scorable = aligned.reasons == ""
     table = _judged(detector, scored["anomaly_score"].to_numpy(), scorable, fdr, groups_of(detector, data))
     table.insert(0, data.id_name, data.ids)
@@ -143,13 +148,19 @@ def predict_table(
     return table, aligned
 
 
-def _parts(data: "Data | Images") -> "Iterator[Data | Images]":
+def images_at_once(detector: "VAEDetector") -> int:
+    """How many images of the detector's shape are decoded and scored together, so that any number fits into memory."""
+    return max(1, min(MAX_IMAGES_AT_ONCE, MAX_PIXELS_AT_ONCE // detector.schema_.n_features))
+
+
+def parts(detector: "VAEDetector", data: "Data | Images") -> "Iterator[Data | Images]":
     """A table as it is; images a few at a time, so that their number does not matter."""
     if isinstance(data, Data) or not len(data):
         yield data
         return
-    for start in range(0, len(data), IMAGES_AT_ONCE):
-        yield data.take(np.arange(start, min(start + IMAGES_AT_ONCE, len(data))))
+    size = images_at_once(detector)
+    for start in range(0, len(data), size):
+        yield data.take(np.arange(start, min(start + size, len(data))))
 
 
 def _scored(
@@ -164,7 +175,8 @@ def _scored(
         table["top_features"], table["top_contributions"] = _top_texts(detector, aligned.X, scorable, n_top)
         for name in score_names:
             table[name] = np.where(scorable, detector.anomaly_score(named, score_name=name), np.nan)
-    return table, aligned
+    # Images of all parts together need not fit into memory.
+    return table, aligned if isinstance(data, Data) else aligned._replace(X=None)
 
 
 def _judged(
