@@ -52,6 +52,7 @@ TABLE = {
     "data.named": {"data.image_set", "data.images", "errors"},
     "data.maps": {"atomic", "data.decoding"},
     "data.augment": set(),
+    "data.masks": {"data.decoding"},
     "data.images": {
         "data.arrow", "data.decoding", "data.image_arrays", "data.image_set", "data.table", "data.tabular", "errors",
     },
@@ -74,9 +75,11 @@ TABLE = {
     "metrics": {"areas", "delong", "errors"},
     "pixels": {"errors"},
     "heat_maps": {"data.images", "data.maps", "pixels", "predictions"},
+    "pixel_metrics": set(),
+    "localisation": {"data.decoding", "data.images", "data.masks", "heat_maps", "pixel_metrics", "predictions"},
     "account": {
-        "", "by_type", "data", "errors", "heat_maps", "metrics", "paired", "predictions", "report.contents",
-        "report.diagnostics", "report.pictures", "scores", "thresholds",
+        "", "by_type", "data", "errors", "heat_maps", "localisation", "metrics", "paired", "predictions",
+        "report.contents", "report.diagnostics", "report.pictures", "scores", "thresholds",
     },
     "paired": {"delong", "errors", "metrics"},
     "by_type": {"delong", "metrics"},
@@ -94,10 +97,13 @@ TABLE = {
     "report.diagnostics": {"metrics", "report.axes"},
     "report.operating_points": {"metrics", "report.formats"},
     "report.pictures": {"report.axes"},
-    "report.contents": {"by_type", "metrics", "paired", "report.diagnostics", "report.pictures"},
+    "report.localisation": {"pixel_metrics", "report.axes"},
+    "report.contents": {
+        "by_type", "metrics", "paired", "pixel_metrics", "report.diagnostics", "report.pictures",
+    },
     "report.figures": {
         "atomic", "metrics", "report.charts", "report.contents", "report.diagnostics", "report.formats",
-        "report.histogram", "report.pictures",
+        "report.histogram", "report.localisation", "report.pictures",
     },
     "report.verdict": {"metrics", "report.contents", "report.formats"},
     "report.tables": {"by_type", "metrics", "paired", "report.formats"},
@@ -120,7 +126,9 @@ TABLE = {
         "predictions",
     },
     "cli.calibrate": {"cli.common", "cli.images", "errors", "predictions"},
-    "cli.report": {"account", "atomic", "by_type", "cli.common", "cli.images", "metrics", "paired", "report"},
+    "cli.report": {
+        "account", "atomic", "by_type", "cli.common", "cli.images", "metrics", "paired", "pixel_metrics", "report",
+    },
     "cli.compare": {
         "", "atomic", "cli.common", "comparison", "detector", "errors", "predictions", "report", "report.comparison",
     },

@@ -13,6 +13,7 @@ from vae_anomaly.by_type import TypeRecall, recall_by_type
 from vae_anomaly.data import Data
 from vae_anomaly.errors import DataError
 from vae_anomaly.heat_maps import anomaly_maps, colour_scale
+from vae_anomaly.localisation import localisation
 from vae_anomaly.metrics import MAX_FPR, Evaluation, Unlabelled, evaluate
 from vae_anomaly.paired import Compared, compare_scores
 from vae_anomaly.predictions import align, as_fitted, predict_table, top_features
@@ -103,6 +104,7 @@ def account(
     evaluation = _evaluate(detector, scored, max_fpr)
     predictions = scored.predictions
     missed = predictions[(predictions["is_anomaly"] == 0) & (scored.rows.y == 1)]
+    localised = None if isinstance(scored.rows, Data) else localisation(detector, scored.rows)
     contents = Contents(
         evaluation,
         title=title,
@@ -122,6 +124,8 @@ def account(
         compared=_compared(detector, scored, model_name, compare=compare),
         samples=_samples(detector, scored),
         pictures=_pictures(detector, scored),
+        localised=localised.evaluation if localised else None,
+        localised_notes=localised.notes if localised else (),
         cost_miss=chosen_for.get("cost_miss", 1.0) if cost_miss is None else cost_miss,
         cost_alarm=chosen_for.get("cost_alarm", 1.0) if cost_alarm is None else cost_alarm,
     )

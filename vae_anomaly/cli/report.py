@@ -183,6 +183,7 @@ def _metrics(contents: "Contents") -> dict[str, Any]:
     from vae_anomaly.by_type import recall_by_type_json
     from vae_anomaly.metrics import Unlabelled, to_json
     from vae_anomaly.paired import compared_json
+    from vae_anomaly.pixel_metrics import to_json as pixel_json
 
     given = contents.evaluation
     guard = {"is_test_result": contents.is_test_result, "seen_rows": dict(contents.seen_rows)}
@@ -197,6 +198,8 @@ def _metrics(contents: "Contents") -> dict[str, Any]:
     metrics = {**guard, **to_json(given)}
     if contents.types:
         metrics["types"] = recall_by_type_json(list(contents.types))
+    if contents.localised:
+        metrics |= pixel_json(contents.localised)
     if contents.compared:
         metrics["compared"] = compared_json(list(contents.compared))
     return metrics
@@ -252,7 +255,13 @@ def _tell_summary(quiet: bool, contents: "Contents", outputs: Outputs, plots: st
 
 
 def _tell_parts(quiet: bool, contents: "Contents", several: bool) -> None:
-    """The kind that is caught least, and how other models compare."""
+    """How well the maps point at the defects, the kind that is caught least, and how other models compare."""
+    if contents.localised:
+        found = contents.localised
+        tell(quiet, f"Pixel ROC-AUC      {found.roc_auc:.4f}")
+        tell(quiet, f"AUPRO              {found.aupro:.4f} (up to {100 * found.max_fpr:g} % false-positive pixels)")
+    for note in contents.localised_notes:
+        tell(quiet, note)
     if contents.types:
         least = contents.types[0]
         tell(quiet, f"Caught least: {least.name}, {least.n_caught} of {least.n_anomalies} ({_percent(least.recall)}).")

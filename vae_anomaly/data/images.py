@@ -45,6 +45,8 @@ class Images:
         ``"train"``, ``"test"``, or empty.
     masks : tuple of str or None, optional
         For each image the path of an image that is white where the defect is, or None. None if there are no masks.
+    stray_masks : tuple of str
+        Paths of masks that belong to no image.
     n_ignored : int
         Files that were passed over because they are no images.
 
@@ -67,6 +69,7 @@ class Images:
     kinds: NDArray[np.object_]
     splits: NDArray[np.object_]
     masks: tuple[str | None, ...] | None = None
+    stray_masks: tuple[str, ...] = ()
     n_ignored: int = 0
 
     def __len__(self) -> int:
@@ -333,6 +336,7 @@ def _read_mvtec(name: str, root: str, asked: _Asked) -> Images:
     n_masks = sum(placed[id].startswith("ground_truth/") for id in ids)
     splits = [placed[id].partition("/")[0] for id in kept]
     kinds = _array_of([_kind(placed[id].partition("/")[2]) for id in kept])
+    masks, stray = _masks(root, [placed[id] for id in kept])
     return Images(
         X=_files(name, kept, asked),
         # A test without good images has anomalies only; classes asked for by name have to be there.
@@ -342,18 +346,24 @@ def _read_mvtec(name: str, root: str, asked: _Asked) -> Images:
         name=name,
         kinds=kinds,
         splits=_array_of(splits),
-        masks=_masks(root, [placed[id] for id in kept]),
+        masks=masks,
+        stray_masks=stray,
         n_ignored=others.total() + len(ids) - len(kept) - n_masks,
     )
 
 
-def _masks(root: str, placed: Sequence[str]) -> tuple[str | None, ...] | None:
+def _masks(root: str, placed: Sequence[str]) -> tuple[tuple[str | None, ...] | None, tuple[str, ...]]:
+    """Mask of each image, and masks of no image; of a part of the layout without its test, neither."""
     folder = os.path.join(root, "ground_truth")
-    if not os.path.isdir(folder):
-        return None
+    tested = {os.path.splitext(id)[0][5:]: place for place, id in enumerate(placed) if id.startswith("test/")}
+    if not tested or not os.path.isdir(folder):
+        return None, ()
     found = {re.sub(r"(_mask)?\.[^./]+$", "", id): os.path.join(folder, id) for id in _listed(folder)[0]}
-    masks = tuple(found.get(os.path.splitext(id)[0][5:]) if id.startswith("test/") else None for id in placed)
-    return masks if any(masks) else None
+    masks: list[str | None] = [None] * len(placed)
+    for name in tested.keys() & found.keys():
+        masks[tested[name]] = found[name]
+    stray = tuple(path for name, path in found.items() if name not in tested)
+    return (tuple(masks) if any(masks) else None), stray
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from vae_anomaly.by_type import TypeRecall
 from vae_anomaly.metrics import Evaluation, Unlabelled
 from vae_anomaly.paired import Compared
+from vae_anomaly.pixel_metrics import PixelEvaluation
 from vae_anomaly.report.diagnostics import LatentMap
 from vae_anomaly.report.pictures import Pictures
 
@@ -59,6 +60,10 @@ class Contents:
         Rows drawn from the model, and rows of the data.
     pictures : mapping of str to Pictures
         For images: those flagged with the highest scores, the missed ones and drawn ones, by heading.
+    localised : PixelEvaluation, optional
+        For images with masks: how well the maps find the defects.
+    localised_notes : sequence of str
+        Masks that could not be used.
     cost_miss, cost_alarm : float
         What a missed anomaly and a false alarm cost, for the expected cost beside the slider.
     """
@@ -81,6 +86,8 @@ class Contents:
     compared: Sequence[Compared] = ()
     samples: "tuple[pd.DataFrame, pd.DataFrame] | None" = None
     pictures: Mapping[str, Pictures] = field(default_factory=dict)
+    localised: PixelEvaluation | None = None
+    localised_notes: Sequence[str] = ()
     cost_miss: float = 1.0
     cost_alarm: float = 1.0
 

@@ -18,6 +18,7 @@ from vae_anomaly.report.contents import Contents
 from vae_anomaly.report.diagnostics import plot_latent, plot_p_values, plot_promise
 from vae_anomaly.report.formats import as_figure, as_percent, as_text, confidence_of
 from vae_anomaly.report.histogram import plot_score_histogram
+from vae_anomaly.report.localisation import plot_overlap
 from vae_anomaly.report.pictures import MAX_PICTURES, plot_pictures
 
 __all__ = ["Chart", "draw", "save_plots"]
@@ -170,6 +171,20 @@ def _training(contents: Contents) -> Iterator[Chart]:
             yield Chart(f"training_{quantity}", title, hint, f"{title} over the epochs of training", ax)
 
 
+def _localised(contents: Contents) -> Iterator[Chart]:
+    found = contents.localised
+    if found is not None:
+        yield Chart(
+            "overlap",
+            "Pixels and defects found",
+            f"Over all thresholds of the maps. AUPRO is the shaded area, up to {as_percent(found.max_fpr)} of the"
+            " normal pixels, as a share of what it could be; each defect counts alike, whatever its size.",
+            f"Defects found against false-positive pixels, AUPRO {as_figure(found.aupro)}, "
+            f"pixel ROC-AUC {as_figure(found.roc_auc)}",
+            plot_overlap(found),
+        )
+
+
 def _pictures(contents: Contents) -> Iterator[Chart]:
     for place, (heading, pictures) in enumerate(contents.pictures.items()):
         if not len(pictures.images):
@@ -196,4 +211,4 @@ def _compared(contents: Contents) -> Iterator[Chart]:
         )
 
 
-PARTS = (_curves, _diagnostics, _pictures, _training, _compared)
+PARTS = (_curves, _diagnostics, _localised, _pictures, _training, _compared)

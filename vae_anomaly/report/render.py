@@ -23,7 +23,7 @@ from vae_anomaly.report.tables import (
     type_table,
     worst_rows,
 )
-from vae_anomaly.report.verdict import cards, verdict
+from vae_anomaly.report.verdict import cards, pixel_cards, verdict
 
 __all__ = ["render_contents", "render_report", "write_report"]
 
@@ -70,6 +70,9 @@ def render_contents(contents: Contents) -> str:
         decisions=_decisions(evaluation, contents),
         diagnostics=[charts[name] for name in ("p_values", "latent", "promise") if name in charts],
         training=[chart for name, chart in charts.items() if name.startswith("training_")],
+        localised=charts.get("overlap"),
+        localised_cards=pixel_cards(contents),
+        localised_notes=[as_text(note) for note in contents.localised_notes],
         pictures=[chart for name, chart in charts.items() if name.startswith("pictures_")],
         types=type_table(contents.types),
         compared=compared_table(contents.compared),
@@ -146,6 +149,9 @@ def _methods(evaluation: Evaluation | Unlabelled, contents: Contents) -> list[tu
     ]
     if delong.value is not None and delong.low is not None and delong.high is not None:
         methods.append(("ROC-AUC by another way", f"{delong.low:.3f} to {delong.high:.3f} ({delong.method})"))
+    if contents.localised is not None:
+        within = max(contents.localised.roc_auc_tolerance, contents.localised.aupro_tolerance)
+        methods.append(("Pixel ROC-AUC, AUPRO", f"off by at most {within:.1g}, as values are counted in bins"))
     if contents.promise is not None:
         methods.append(("Promised false-alarm rate", "Beta law of conformal thresholds (Vovk 2012), 90 %"))
     return methods

@@ -4,7 +4,7 @@ from vae_anomaly.metrics import Evaluation, Interval, Unlabelled
 from vae_anomaly.report.contents import Contents
 from vae_anomaly.report.formats import as_figure, as_number, as_percent, confidence_of, range_of
 
-__all__ = ["cards", "verdict"]
+__all__ = ["cards", "pixel_cards", "verdict"]
 
 
 def verdict(contents: Contents) -> list[str]:
@@ -99,3 +99,16 @@ def _labelled_cards(of: Evaluation, asked_fpr: float | None) -> list[tuple[str, 
         ("Precision: alarms that are right", as_percent(of.precision.value), shares(of.precision)),
         ("F1", as_figure(of.f1), f"at threshold {as_number(of.threshold)}"),
     ]
+
+
+def pixel_cards(contents: Contents) -> list[dict[str, str]]:
+    """The figures of the maps, where masks are there."""
+    found = contents.localised
+    if found is None:
+        return []
+    listed = [
+        ("Pixel ROC-AUC", as_figure(found.roc_auc), "by chance 0.5; of all pixels together"),
+        ("AUPRO", as_figure(found.aupro), f"up to {as_percent(found.max_fpr)} false-positive pixels"),
+        ("Defects", f"{found.n_regions:,}", f"connected regions in {found.n_images:,} images"),
+    ]
+    return [{"name": name, "value": value, "hint": hint} for name, value, hint in listed]
