@@ -73,6 +73,7 @@ def test_a_report_shows_the_images(plant):
     page = Path("out/report.html").read_text()
     assert "Images to look at" in page
     assert "Images drawn from the model" in page
+    assert "What latent units mean" in page
     assert "test/hole/00" in page
     assert Path("out/report.html").stat().st_size < 2_000_000
     run("report", plant / "disc.safetensors", plant / "disc", "-o", "again", "--type", "kind")

@@ -76,10 +76,11 @@ TABLE = {
     "pixels": {"errors"},
     "heat_maps": {"data.images", "data.maps", "pixels", "predictions"},
     "pixel_metrics": set(),
+    "traversal": {"errors"},
     "localisation": {"data.decoding", "data.images", "data.masks", "heat_maps", "pixel_metrics", "predictions"},
     "account": {
         "", "by_type", "data", "errors", "heat_maps", "localisation", "metrics", "paired", "predictions",
-        "report.contents", "report.diagnostics", "report.pictures", "scores", "thresholds",
+        "report.contents", "report.diagnostics", "report.pictures", "scores", "thresholds", "traversal",
     },
     "paired": {"delong", "errors", "metrics"},
     "by_type": {"delong", "metrics"},
@@ -133,7 +134,7 @@ TABLE = {
         "", "atomic", "cli.common", "comparison", "detector", "errors", "predictions", "report", "report.comparison",
     },
     "cli.inspect": {"cli.common", "persistence"},
-    "cli.sample": {"atomic", "cli.common", "data.writers"},
+    "cli.sample": {"atomic", "cli.common", "data.images", "data.writers", "errors", "traversal"},
     "cli.demo": {"atomic", "baselines", "cli.common", "data.samples", "data.writers", "errors"},
 }  # fmt: skip
 

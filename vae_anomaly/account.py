@@ -19,9 +19,10 @@ from vae_anomaly.paired import Compared, compare_scores
 from vae_anomaly.predictions import align, as_fitted, predict_table, top_features
 from vae_anomaly.report.contents import Contents
 from vae_anomaly.report.diagnostics import LatentMap, latent_map
-from vae_anomaly.report.pictures import MAX_PICTURES, Pictures
+from vae_anomaly.report.pictures import MAX_PICTURES, Grid, Pictures
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import realised_rate
+from vae_anomaly.traversal import traverse
 
 if TYPE_CHECKING:
     from vae_anomaly.data.images import Images
@@ -124,6 +125,7 @@ def account(
         compared=_compared(detector, scored, model_name, compare=compare),
         samples=_samples(detector, scored),
         pictures=_pictures(detector, scored),
+        traversal=_traversal(detector),
         localised=localised.evaluation if localised else None,
         localised_notes=localised.notes if localised else (),
         cost_miss=chosen_for.get("cost_miss", 1.0) if cost_miss is None else cost_miss,
@@ -366,6 +368,14 @@ def _pictures(detector: "VAEDetector", scored: Scored) -> dict[str, Pictures]:
         },
         "Images drawn from the model": Pictures([""] * len(drawn), drawn),
     }
+
+
+def _traversal(detector: "VAEDetector") -> Grid | None:
+    """Images along the most active latent units; none of a table, or where no unit is active."""
+    if not (detector.holds_images and detector.active_units_[0]):
+        return None
+    found = traverse(detector, max_units=MAX_PICTURES)
+    return Grid(found.images, [f"unit {unit + 1}" for unit in found.units], [f"{step:g}" for step in found.steps])
 
 
 def _with_maps(detector: "VAEDetector", images: "Images") -> Pictures:

@@ -669,6 +669,29 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             codes = [vae.encode(rows[start : start + SCORING_BATCH]).mean for start in starts]
         return torch.cat(codes).double().cpu().numpy()
 
+    def decode(self, codes: ArrayLike, *, member: int = 0) -> pd.DataFrame | NDArray[np.float32]:
+        """What one member expects at codes as :meth:`latent` gives them: the decoder's mean.
+
+        Parameters
+        ----------
+        codes : array-like of shape (n_samples, latent_dim)
+        member : int
+
+        Returns
+        -------
+        DataFrame of shape (n_samples, n_features), or ndarray in the shape of images
+        """
+        check_is_fitted(self)
+        vae, latent_dim = self._member(member), self.architecture_["latent_dim"]
+        z = torch.as_tensor(np.asarray(codes), dtype=torch.float32)
+        if z.ndim != 2 or z.shape[1] != latent_dim:
+            raise ValueError(f"codes has shape {tuple(z.shape)}, expected (n_samples, {latent_dim}).")
+        with torch.no_grad():
+            starts = range(0, len(z), SCORING_BATCH)
+            blocks = [z[start : start + SCORING_BATCH].to(self.ensemble_.device) for start in starts]
+            means = [vae.decode(block).mean.cpu() for block in blocks]
+        return self.schema_.decode(torch.cat(means).numpy())
+
     def training_codes(self, *, member: int = 0) -> Floats:
         """Posterior means of the training rows that one member keeps, shape (n_codes, latent_dim)."""
         check_is_fitted(self)

@@ -11,7 +11,7 @@ from vae_anomaly.metrics import Evaluation, Unlabelled
 from vae_anomaly.paired import Compared
 from vae_anomaly.pixel_metrics import PixelEvaluation
 from vae_anomaly.report.diagnostics import LatentMap
-from vae_anomaly.report.pictures import Pictures
+from vae_anomaly.report.pictures import Grid, Pictures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +60,8 @@ class Contents:
         Rows drawn from the model, and rows of the data.
     pictures : mapping of str to Pictures
         For images: those flagged with the highest scores, the missed ones and drawn ones, by heading.
+    traversal : Grid, optional
+        For images: what the model makes of codes along its latent units.
     localised : PixelEvaluation, optional
         For images with masks: how well the maps find the defects.
     localised_notes : sequence of str
@@ -86,6 +88,7 @@ class Contents:
     compared: Sequence[Compared] = ()
     samples: "tuple[pd.DataFrame, pd.DataFrame] | None" = None
     pictures: Mapping[str, Pictures] = field(default_factory=dict)
+    traversal: Grid | None = None
     localised: PixelEvaluation | None = None
     localised_notes: Sequence[str] = ()
     cost_miss: float = 1.0

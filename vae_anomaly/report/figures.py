@@ -19,7 +19,7 @@ from vae_anomaly.report.diagnostics import plot_latent, plot_p_values, plot_prom
 from vae_anomaly.report.formats import as_figure, as_percent, as_text, confidence_of
 from vae_anomaly.report.histogram import plot_score_histogram
 from vae_anomaly.report.localisation import plot_overlap
-from vae_anomaly.report.pictures import MAX_PICTURES, plot_pictures
+from vae_anomaly.report.pictures import MAX_PICTURES, plot_grid, plot_pictures
 
 __all__ = ["Chart", "draw", "save_plots"]
 
@@ -199,6 +199,18 @@ def _pictures(contents: Contents) -> Iterator[Chart]:
         )
 
 
+def _traversal(contents: Contents) -> Iterator[Chart]:
+    if contents.traversal is not None:
+        yield Chart(
+            "pictures_traversal",
+            "What latent units mean",
+            "Each row moves one active unit of the first member, from -3 to 3 scales of the prior around its mean; the"
+            " most active unit comes first.",
+            f"Images decoded along latent units: {', '.join(contents.traversal.rows)}",
+            plot_grid(contents.traversal),
+        )
+
+
 def _compared(contents: Contents) -> Iterator[Chart]:
     if len(contents.compared) > 1:
         figures = {as_text(one.name, MAX_NAME): one.roc_auc for one in contents.compared}
@@ -211,4 +223,4 @@ def _compared(contents: Contents) -> Iterator[Chart]:
         )
 
 
-PARTS = (_curves, _diagnostics, _localised, _pictures, _training, _compared)
+PARTS = (_curves, _diagnostics, _localised, _pictures, _traversal, _training, _compared)

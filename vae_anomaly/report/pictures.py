@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vae_anomaly.report.axes import INK, MUTED
 
-__all__ = ["Pictures", "plot_pictures"]
+__all__ = ["Grid", "Pictures", "plot_grid", "plot_pictures"]
 
 MAX_PICTURES = 8
 MAX_NAME = 18
@@ -27,6 +27,39 @@ class Pictures(NamedTuple):
     """What each pixel adds to the score, shape (n, height, width)."""
     scale: tuple[float, float] = (0.0, 1.0)
     """Where the colours of the maps begin and end."""
+
+
+class Grid(NamedTuple):
+    """Images of shape (n_rows, n_columns, channels, height, width) in [0, 1], and what the rows and columns are."""
+
+    images: NDArray[np.float32]
+    rows: list[str]
+    columns: list[str]
+
+
+def plot_grid(grid: Grid) -> Axes:
+    """Images in rows and columns, named at the side and above.
+
+    Examples
+    --------
+    >>> ax = plot_grid(Grid(np.zeros((1, 2, 1, 8, 8), np.float32), ["unit 1"], ["-3", "3"]))
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['unit 1']
+    """
+    n_rows, n_columns, _, height, width = grid.images.shape
+    # One picture, with a line of white between the images.
+    gap = max(1, width // 32)
+    framed = np.pad(grid.images, ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=1.0)
+    sheet = framed.transpose(0, 3, 1, 4, 2).reshape(n_rows * (height + gap), n_columns * (width + gap), -1)
+    ratio = sheet.shape[0] / sheet.shape[1]
+    figure = Figure(figsize=(7.0, min(6.4 * ratio, 12.0) + 0.3), layout="constrained")
+    ax: Axes = figure.add_subplot()
+    _draw(ax, np.moveaxis(sheet, -1, 0), (0.0, 1.0))
+    ax.set_xticks((np.arange(n_columns) + 0.5) * (width + gap) - 0.5, grid.columns)
+    ax.set_yticks((np.arange(n_rows) + 0.5) * (height + gap) - 0.5, grid.rows)
+    ax.xaxis.tick_top()
+    ax.tick_params(colors=MUTED, labelsize=9, length=0)
+    return ax
 
 
 def plot_pictures(pictures: Pictures) -> Axes:
