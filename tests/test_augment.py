@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from tables import mixed, run
 
-from vae_anomaly.data.augment import augment
+from vae_anomaly import planning
+from vae_anomaly.augment import augment
+from vae_anomaly.detector import VAEDetector, load
 
 ALL = {"flips": ("h", "v"), "shift": 2, "brightness": 0.3}
 
@@ -105,3 +108,122 @@ def test_no_images(x):
 def test_options_that_mean_nothing(x, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         augment(x, seeded(), **options)
+
+
+# In training ---------------------------------------------------------------------------------------------------------
+
+SHAPE = (1, 6, 8)
+TINY_IMAGES = {"net": "mlp", "max_steps": 30, "n_estimators": 2, "hidden": (8,), "latent_dim": 3}
+
+
+def one_sided(n=80, seed=0):
+    """Images that are bright on their left."""
+    rng = np.random.default_rng(seed)
+    images = 0.2 + 0.05 * rng.random((n, *SHAPE))
+    images[..., :3] += 0.5 * rng.random((n, 1, 1, 1))
+    return images.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def flipped():
+    return VAEDetector(flips=("h",), shift=1, brightness=0.1, **{**TINY_IMAGES, "max_steps": 150}).fit(one_sided())
+
+
+def recorded(monkeypatch):
+    """Batches that the change of a plan gives, and what it was given."""
+    seen = []
+    original = planning.augment
+
+    def recording(x, generator, **options):
+        found = original(x, generator, **options)
+        seen.append((x.clone(), found.clone()))
+        return found
+
+    monkeypatch.setattr(planning, "augment", recording)
+    return seen
+
+
+def test_each_batch_of_each_member_is_changed_and_nothing_else(monkeypatch):
+    seen = recorded(monkeypatch)
+    images = one_sided()
+    detector = VAEDetector(flips=("h",), **TINY_IMAGES).fit(images)
+    assert len(seen) == 30 * 2
+    given, found = seen[0]
+    sides = found[..., :3].mean(dim=(1, 2, 3)) - found[..., 5:].mean(dim=(1, 2, 3))
+    assert (sides < 0).any()
+    assert (sides > 0).any()
+    # What is changed are pixels in [0, 1], rows of the training table.
+    table = {row.round(decimals=4).numpy().tobytes() for row in torch.from_numpy(images)}
+    assert all(row.round(decimals=4).numpy().tobytes() in table for row in given)
+    # Calibration and scoring see the images as they are.
+    n = len(seen)
+    detector.anomaly_score(images)
+    detector.calibrate(one_sided(60, 3))
+    assert len(seen) == n
+
+
+def test_members_change_their_batches_each_by_its_own_generator(monkeypatch):
+    seen = recorded(monkeypatch)
+    first = VAEDetector(brightness=0.5, **TINY_IMAGES).fit(one_sided())
+    factors = [(after / before)[:, 0, 0, 0] for before, after in seen[:2]]
+    assert not torch.allclose(*factors)
+    again = VAEDetector(brightness=0.5, **TINY_IMAGES).fit(one_sided())
+    assert np.array_equal(first.anomaly_score(one_sided(5, 1)), again.anomaly_score(one_sided(5, 1)))
+
+
+def test_nothing_asked_leaves_training_as_it_was(monkeypatch):
+    seen = recorded(monkeypatch)
+    VAEDetector(**TINY_IMAGES).fit(one_sided())
+    assert seen == []
+
+
+def test_flipped_images_are_learned(flipped):
+    plain = VAEDetector(**{**TINY_IMAGES, "max_steps": 150}).fit(one_sided())
+    good, mirrored = one_sided(40, 1), one_sided(40, 1)[..., ::-1].copy()
+    error = {"score_name": "reconstruction_error"}
+    assert np.median(flipped.anomaly_score(mirrored, **error)) < 3 * np.median(flipped.anomaly_score(good, **error))
+    assert np.median(plain.anomaly_score(mirrored, **error)) > 3 * np.median(plain.anomaly_score(good, **error))
+
+
+def test_the_model_file_names_the_changes(flipped, tmp_path):
+    flipped.save(tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
+    assert again.get_params() == flipped.get_params()
+    assert (again.flips, again.shift, again.brightness) == (("h",), 1, 0.1)
+    assert (
+        "augmentation           flips h; shift 1; brightness 0.1" in run("inspect", tmp_path / "m.safetensors").stdout
+    )
+
+
+def test_the_command_line_changes_images_and_no_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", (one_sided()[:, 0] * 255).astype(np.uint8))
+    options = ("--net", "mlp", "--max-steps", 20, "--estimators", 2, "--hidden", "8", "-o", "m.safetensors")
+    run("fit", "images.npy", "--flip", "h", "--flip", "v", "--shift", 2, "--brightness", 0.1, *options)
+    assert "flips h, v; shift 2; brightness 0.1" in run("inspect", "m.safetensors").stdout
+    mixed().to_csv("table.csv", index=False)
+    for option in (("--flip", "h"), ("--shift", 1), ("--brightness", 0.5)):
+        result = run("fit", "table.csv", *option, "-o", "t.safetensors", exit_code=2)
+        assert f"{option[0]} is for images, and table.csv holds none." in result.stderr
+    run("fit", "images.npy", "--flip", "x", "-o", "x.safetensors", exit_code=2)
+    run("fit", "images.npy", "--brightness", 2, "-o", "x.safetensors", exit_code=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"flips": ("x",)}, r"flips=\('x',\) must be a sequence of 'h'"),
+        ({"flips": "h"}, "flips='h' must be a sequence"),
+        ({"shift": -1}, "shift=-1 must be an integer of at least 0"),
+        ({"shift": 1.5}, "shift=1.5 must be an integer"),
+        ({"brightness": 2.0}, "brightness=2.0 must be a number of at least 0 and at most 1"),
+    ],
+)
+def test_parameters_that_mean_nothing(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        VAEDetector(**options).fit(one_sided())
+
+
+def test_tables_are_not_changed():
+    with pytest.raises(ValueError, match="flips, shift and brightness are for images"):
+        VAEDetector(shift=1).fit(np.random.default_rng(0).normal(size=(60, 4)))

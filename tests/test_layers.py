@@ -33,6 +33,7 @@ TABLE = {
     # The torch layer.
     "vae": {"errors", "likelihoods", "nets", "priors"},
     "ensemble": {"vae"},
+    "augment": set(),
     "scores": {"vae"},
     "training": {"ensemble", "vae", "errors"},
     # Tables and files.
@@ -51,19 +52,18 @@ TABLE = {
     "data.image_arrays": {"errors"},
     "data.named": {"data.image_set", "data.images", "errors"},
     "data.maps": {"atomic", "data.decoding"},
-    "data.augment": set(),
     "data.masks": {"data.decoding"},
     "data.images": {
         "data.arrow", "data.decoding", "data.image_arrays", "data.image_set", "data.table", "data.tabular", "errors",
     },
     # The estimator.
-    "parameters": {"errors", "likelihoods", "nets", "priors", "scores", "thresholds"},
+    "parameters": {"augment", "errors", "likelihoods", "nets", "priors", "scores", "thresholds"},
     "model_state": {
         "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "planning", "preprocessing",
         "row_hashes", "pixels", "tails", "thresholds", "training", "errors",
     },
     "scoring": {"ensemble"},
-    "planning": {"likelihoods", "pixels", "preprocessing", "splitting", "training", "vae"},
+    "planning": {"augment", "likelihoods", "pixels", "preprocessing", "splitting", "training", "vae"},
     "detector": {
         "ensemble", "errors", "groups", "label_thresholds", "likelihoods", "model_state", "parameters", "pixels",
         "planning", "preprocessing", "row_hashes", "scores", "scoring", "splitting", "tails", "thresholds", "training",
@@ -138,7 +138,7 @@ TABLE = {
     "cli.demo": {"atomic", "baselines", "cli.common", "data.samples", "data.writers", "errors"},
 }  # fmt: skip
 
-TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training", "data.augment")
+TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training", "augment")
 FREE_OF_TORCH = (
     "errors", "atomic", "thresholds", "label_thresholds", "metrics", "report", "preprocessing", "persistence",
     "predictions", "data", "data.samples", "baselines", "comparison",

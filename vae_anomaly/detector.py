@@ -93,6 +93,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         and no more, towards 1 its values are spread evenly.
     categorical_features : sequence of str, default=()
         Columns to take as categories although they hold numbers.
+    flips : sequence of {"h", "v"}, default=()
+        Of images: each image that is learned from is flipped left-right ("h"), upside-down ("v") or both ways, half of
+        the time. For parts that are as good the other way round. Scores never see a changed image, and the neighbours
+        that ``nearest_neighbour`` looks for are unchanged ones.
+    shift : int, default=0
+        Of images: largest shift along each side, in pixels.
+    brightness : float, default=0.0
+        Of images: largest change of the brightness, as a share from 0 to 1.
     device : str, default="auto"
         "auto" takes CUDA, then Apple's MPS, then the CPU.
     random_state : int, RandomState or None, default=0
@@ -166,6 +174,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         robust: float = 0.0,
         rank_share: float = 0.15,
         categorical_features: tuple[str, ...] = (),
+        flips: tuple[str, ...] = (),
+        shift: int = 0,
+        brightness: float = 0.0,
         device: str = "auto",
         random_state: Any = 0,
     ) -> None:
@@ -190,6 +201,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.robust = robust
         self.rank_share = rank_share
         self.categorical_features = categorical_features
+        self.flips = flips
+        self.shift = shift
+        self.brightness = brightness
         self.device = device
         self.random_state = random_state
 
@@ -370,7 +384,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.ensemble_ = Ensemble(members).to(device)
         self.eps_ = torch.randn(self.n_mc, 1, self.architecture_["latent_dim"], generator=generators[-1])
         x, train_rows, held_out_rows = x.to(device), split.train.to(device), split.held_out.to(device)
-        plan = training_plan(self, x.shape[1], train_rows.shape[1])
+        plan = training_plan(self, self.schema_, x.shape[1], train_rows.shape[1])
         self.history_ = train(self.ensemble_, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
         few = n_references(x.shape[1])
         self._fill_references(x[train_rows[:, :few]], x[held_out_rows[:, :few]])

@@ -108,7 +108,7 @@ def restore(kind: type["VAEDetector"], path: str | os.PathLike[str]) -> "VAEDete
 
 def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[str, Any]) -> "VAEDetector":
     params = header["params"]
-    for name in ("hidden", "categorical_features"):
+    for name in ("hidden", "categorical_features", "flips"):
         params[name] = tuple(params[name])
     detector = kind(**params)
     # The device that it was fitted on need not be here.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vae_anomaly.augment import FLIPS
 from vae_anomaly.errors import look_up
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.nets import NETS
@@ -56,6 +57,8 @@ LIMITS = {
     "patience": Limits(Real, 0),
     "robust": Limits(Real, 0, 0.49),
     "rank_share": Limits(Real, 0, 0.95),
+    "shift": Limits(Integral, 0),
+    "brightness": Limits(Real, 0, 1),
 }
 
 
@@ -74,6 +77,8 @@ def check_params(params: Mapping[str, Any]) -> None:
         raise ValueError(f"hidden={hidden!r} must hold positive integers, the widths of the layers.")
     if isinstance(categorical, str):
         raise ValueError(f"categorical_features={categorical!r} must be a sequence of column names.")
+    if isinstance(params["flips"], str) or set(params["flips"]) - set(FLIPS):
+        raise ValueError(f"flips={params['flips']!r} must be a sequence of 'h' (left-right) and 'v' (upside-down).")
     find_device(params["device"])
 
 

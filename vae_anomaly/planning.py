@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from vae_anomaly.augment import augment
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
 from vae_anomaly.pixels import PixelSchema
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.splitting import Split
-from vae_anomaly.training import Plan
+from vae_anomaly.training import Change, Plan
 from vae_anomaly.vae import VAE
 
 if TYPE_CHECKING:
     from vae_anomaly.detector import VAEDetector
 
-__all__ = ["architecture", "build_vae", "n_references", "training_plan"]
+__all__ = ["architecture", "augmentation", "build_vae", "n_references", "training_plan"]
 
 # Rows that the references (samples to compare with, latent covariance, usual scores) are computed from.
 MAX_REFERENCE_ROWS = 5000
@@ -48,7 +49,7 @@ def architecture(
     }
 
 
-def training_plan(detector: "VAEDetector", n_entries: int, n_rows: int) -> Plan:
+def training_plan(detector: "VAEDetector", schema: Schema | PixelSchema, n_entries: int, n_rows: int) -> Plan:
     """How to train on ``n_rows`` rows a member."""
     batch_size = int(detector.batch_size or min(256, max(64, MAX_BATCH_ENTRIES // n_entries)))
     steps_per_epoch = max(1, n_rows // batch_size)
@@ -62,7 +63,26 @@ def training_plan(detector: "VAEDetector", n_entries: int, n_rows: int) -> Plan:
         warmup=detector.warmup,
         patience=detector.patience,
         robust=detector.robust,
+        change=augmentation(detector, schema),
     )
+
+
+def augmentation(detector: "VAEDetector", schema: Schema | PixelSchema) -> Change | None:
+    """What is done to rows of scaled pixels before they are learned from; None if nothing was asked for."""
+    asked: dict[str, Any] = {name: getattr(detector, name) for name in ("flips", "shift", "brightness")}
+    if not any(asked.values()):
+        return None
+    if not isinstance(schema, PixelSchema):
+        raise ValueError("flips, shift and brightness are for images, of shape (n_samples, channels, height, width).")
+    shape = schema.shape
+    center, scale = (torch.tensor(part, dtype=torch.float32)[:, None, None] for part in (schema.center, schema.scale))
+
+    def change(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        images = rows.reshape(-1, *shape) * scale.to(rows) + center.to(rows)
+        changed = augment(images, generator, **asked)
+        return ((changed - center.to(rows)) / scale.to(rows)).reshape(rows.shape)
+
+    return change
 
 
 def build_vae(

@@ -13,7 +13,7 @@ from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import TrainingError
 from vae_anomaly.vae import VAE
 
-__all__ = ["History", "Plan", "active_units", "train"]
+__all__ = ["Change", "History", "Plan", "active_units", "train"]
 
 # Rows on which held-out terms are computed: enough for a mean, few enough to cost less than the steps between two
 # checks.
@@ -39,6 +39,8 @@ class Plan:
     robust: float = 0.0
     """Share of each batch, that with the lowest ELBO, which is left out of the loss once the KL is phased in."""
     n_mc_held_out: int = 4
+    change: "Change | None" = None
+    """What is done to the samples of each batch before they are learned from; held-out samples stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class History:
     best: NDArray[np.int64]
     """Check whose weights all members kept, of shape ()."""
 
+
+Change = Callable[[Tensor, torch.Generator], Tensor]
+"""Samples of one member's batch -> samples to learn from in their place, of the same shape."""
 
 OnCheck = Callable[[float, float, float], None]
 """Called with the share of the steps done, the epoch, and the held-out ELBO, mean over the members."""
@@ -171,6 +176,14 @@ class _Run:
             self._batches = self.train_rows.gather(1, torch.stack(orders).to(self.x.device))
         return self._batches[:, within * self.batch_size : (within + 1) * self.batch_size]
 
+    def _next_batch(self) -> Tensor:
+        """Samples of the next batch, shape (n_estimators, batch_size, *event_shape), changed if the plan says so."""
+        batch: Tensor = self.x[self._next_rows()]
+        change = self.plan.change
+        if change is None:
+            return batch
+        return torch.stack([change(own, generator) for own, generator in zip(batch, self.generators, strict=True)])
+
     def advance(self, first: int, last: int) -> None:
         """Take the steps from ``first`` up to ``last``."""
         self._sums.zero_()
@@ -178,7 +191,7 @@ class _Run:
         warmup_steps = max(1.0, self.plan.warmup * self.plan.n_steps)
         for self.step in range(first, last):
             beta = self.plan.beta * min(1.0, (self.step + 1) / warmup_steps)
-            batch, eps = self.x[self._next_rows()], self._noise(self.batch_size)[:, None]
+            batch, eps = self._next_batch(), self._noise(self.batch_size)[:, None]
             left_out = int(self.plan.robust * self.batch_size) if self.step >= warmup_steps else 0
             reconstruction, kl = self.ensemble.map(_mean_terms, batch, eps, left_out, in_dims=(0, 0, None))
             loss = beta * kl - reconstruction

@@ -78,6 +78,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Weight of a value's rank beside the value.",
 )
+@click.option(
+    "--flip", "flips", type=click.Choice(["h", "v"]), multiple=True, help="Flip images to learn from (repeatable)."
+)
+@click.option("--shift", type=click.IntRange(0), default=0, help="Shift images to learn from, by so many pixels.")
+@click.option(
+    "--brightness", type=FiniteRange(0, 1), default=0.0, help="Make images to learn from so much brighter or darker."
+)
 @click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True)
 @image_options
 @device_option
@@ -127,6 +134,7 @@ def command(
         keep=() if group is None else (group,),
         text_columns=categorical if group is None else (*categorical, group),
     )
+    _check_images(table, params)
     normal = _normal(table, quiet)
     detector = _fit(normal, group, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
     notes = {"data": table.name, "left_out_columns": list(table.dropped), "id": id_column}
@@ -135,6 +143,15 @@ def command(
     _tell_summary(quiet, detector, summary)
     if as_json:
         print_json(summary)
+
+
+def _check_images(table: "Data | Images", params: dict[str, Any]) -> None:
+    """Refuse for a table what changes images."""
+    from vae_anomaly.data import Data
+
+    for name, option in (("flips", "--flip"), ("shift", "--shift"), ("brightness", "--brightness")):
+        if isinstance(table, Data) and params[name]:
+            raise click.UsageError(f"{option} is for images, and {table.name} holds none.")
 
 
 def _normal(table: "Data | Images", quiet: bool) -> "Data | Images":

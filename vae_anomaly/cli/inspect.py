@@ -42,6 +42,7 @@ def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "Threshold": _threshold(threshold) | _groups(header),
         "Training": {
             "data": header["notes"].get("data", "-"),
+            **_augmentation(header),
             "fingerprint": header["fingerprint"][:16],
             "rows": f"{training['n_train']:,}",
             "epochs": f"{training['epochs']:g}",
@@ -53,6 +54,16 @@ def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
         **_schema(header["schema"]),
         "Versions": {"format": header["format_version"], **header["versions"]},
     }
+
+
+def _augmentation(header: dict[str, Any]) -> dict[str, Any]:
+    """What was done to the images that were learned from; nothing to say of a table."""
+    if not isinstance(header["schema"], dict):
+        return {}
+    params = header["params"]
+    parts = [f"flips {', '.join(params['flips'])}"] if params["flips"] else []
+    parts += [f"{name} {params[name]:g}" for name in ("shift", "brightness") if params[name]]
+    return {"augmentation": "; ".join(parts) or "none"}
 
 
 def _schema(schema: list[dict[str, Any]] | dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["augment"]
+__all__ = ["FLIPS", "augment"]
+
+FLIPS = {"h": "left-right", "v": "upside-down"}
 
 
 def augment(
@@ -43,7 +45,7 @@ def augment(
 
 def _check(flips: Sequence[str], shift: int, brightness: float) -> None:
     for flip in flips:
-        if flip not in ("h", "v"):
+        if flip not in FLIPS:
             raise ValueError(f"flips={flips!r} holds {flip!r}. Choose from 'h' (left-right) and 'v' (upside-down).")
     if shift < 0:
         raise ValueError(f"shift={shift} is less than zero.")
