@@ -120,8 +120,8 @@ TABLE = {
     # The command line.
     "cli": {"errors"},
     "cli.common": {"data", "data.writers", "detector", "errors", "parameters", "thresholds"},
-    "cli.images": {"cli.common", "data.decoding", "data.images", "data.named"},
-    "cli.fit": {"cli.common", "cli.images", "data", "detector", "errors", "predictions"},
+    "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
+    "cli.fit": {"cli.common", "cli.images", "data", "detector", "errors", "predictions", "row_hashes"},
     "cli.score": {
         "atomic", "cli.common", "cli.images", "data", "data.writers", "discoveries", "drift", "heat_maps",
         "predictions",

@@ -22,7 +22,7 @@ from vae_anomaly.cli.common import (
     tell,
     text_columns,
 )
-from vae_anomaly.cli.images import image_options, read_any
+from vae_anomaly.cli.images import check_normal, image_options, read_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +88,8 @@ def command(
         _choose(detector, table, threshold, parameters, quiet)
         notes = {**detector.notes_, "label_data": table.name}
     else:
+        if detector.holds_images:
+            check_normal(table, quiet)  # type: ignore[arg-type]
         _calibrate(detector, table.normal(), group, quiet, threshold=threshold, fpr=fpr)
         notes = {**detector.notes_, "calibration_data": table.name}
     detector.save(output, notes=notes)

@@ -21,7 +21,7 @@ from vae_anomaly.cli.common import (
     table_options,
     tell,
 )
-from vae_anomaly.cli.images import image_options, read_any
+from vae_anomaly.cli.images import check_normal, image_options, read_any, tell_resized
 
 if TYPE_CHECKING:
     from vae_anomaly.data import Data
@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     help="auto: conv for large images, else mlp.",
 )
 @click.option(
-    "--size", type=click.IntRange(4), help="Height and width that images are resized to [default: found in the files]."
+    "--size",
+    type=click.IntRange(4, 2048),
+    help="Height and width that images are resized to [default: found in the files].",
 )
 @click.option("--hidden", default="96,96", show_default=True, help="Widths of the encoder's layers.")
 @click.option("--beta", type=FiniteRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
@@ -161,6 +163,8 @@ def _normal(table: "Data | Images", quiet: bool) -> "Data | Images":
 
     normal = table.normal()
     if not isinstance(normal, Data):
+        check_normal(normal, quiet)
+        tell_resized(normal, quiet)
         reasons = normal.X.load()[1]
         if (reasons != "").any():
             first = int((reasons != "").argmax())
@@ -221,7 +225,16 @@ def _summary(detector: "VAEDetector", table: "Data | Images", normal: "Data | Im
         "extrapolation": detector.threshold_rule_["extrapolation"],
         "active_units": [int(count) for count in detector.active_units_],
         "notes": detector.schema_.notes(),
+        "duplicates": _duplicates(detector),
     }
+
+
+def _duplicates(detector: "VAEDetector") -> int | None:
+    """How many of the rows trained on equal another one; None where their number is not known any more."""
+    from vae_anomaly.row_hashes import MAX_KEPT
+
+    n_distinct = len(detector.row_hashes_["training"])
+    return None if n_distinct > MAX_KEPT else detector.n_rows_["train"] - n_distinct
 
 
 def _tell_summary(quiet: bool, detector: "VAEDetector", summary: dict[str, Any]) -> None:
@@ -239,5 +252,7 @@ def _tell_summary(quiet: bool, detector: "VAEDetector", summary: dict[str, Any])
         f"Trained on {summary['trained_on']} of them, {detector.n_estimators} members, "
         f"{detector.active_units_.mean():.3g} of {detector.architecture_['latent_dim']} latent units active.",
     )
+    if detector.holds_images and summary["duplicates"]:
+        tell(quiet, f"{summary['duplicates']} of them are equal to another one, and count as often as they are there.")
     tell(quiet, f"Threshold {detector.threshold_:.6g}: {promise(detector)}.")
     tell(quiet, f"Wrote {summary['model']}.")

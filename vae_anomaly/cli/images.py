@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from vae_anomaly.cli.common import Command, all_options, read_data
+from vae_anomaly.cli.common import Command, all_options, read_data, tell
 
 if TYPE_CHECKING:
     from vae_anomaly.data import Data
     from vae_anomaly.data.images import Images
     from vae_anomaly.detector import VAEDetector
 
-__all__ = ["image_options", "read_any"]
+__all__ = ["check_normal", "image_options", "read_any", "tell_resized"]
 
 # Where torchvision's data sets go that were not there.
 DEFAULT_ROOT = "~/.cache/vae-anomaly"
+# Folders of these names beside others say that not all images are normal.
+TELLING_CLASSES = (
+    *("good", "normal", "ok", "pass"),
+    *("bad", "defect", "defects", "defective", "anomaly", "anomalies", "anomalous", "abnormal", "fail", "faulty"),
+    *("ng", "nok", "not_ok"),
+)
 
 
 def image_options(command: Command) -> Command:
@@ -62,6 +68,8 @@ def read_any(
         if normal_class or size:
             option = "--normal-class" if normal_class else "--size"
             raise click.UsageError(f"{option} is for images, and {path} holds none.")
+        if os.path.isdir(path):
+            _check_folder(path)
         return read_data(path, **columns)
     _refuse_columns(columns)
     shape = getattr(detector.schema_, "shape", None) if detector is not None and detector.holds_images else None
@@ -91,6 +99,55 @@ def holds_images(path: str) -> bool:
     if name.endswith((".npy", ".npz")):
         return _array_rank(path) >= 3
     return name.endswith((*SUFFIXES, "-ubyte", "-ubyte.gz"))
+
+
+def _check_folder(path: str) -> None:
+    """Refuse a folder in which there is nothing to read."""
+    from vae_anomaly.data import READERS
+    from vae_anomaly.data.decoding import SUFFIXES
+    from vae_anomaly.errors import DataError
+
+    names = [name for _, _, files in os.walk(path) for name in files if not name.startswith(".")]
+    if not any(name.lower().endswith(tuple(READERS)) for name in names):
+        what = f"{len(names)} other files, such as {min(names)}" if names else "no files at all"
+        raise DataError(
+            f"{path} is a folder without an image or a table, with {what}. Images end in {', '.join(SUFFIXES)}, tables "
+            f"in {', '.join(READERS)}."
+        )
+
+
+def check_normal(images: "Images", quiet: bool) -> None:
+    """Refuse images of several classes where normal ones were expected, or say that all of them are taken.
+
+    Raises
+    ------
+    DataError
+        If the name of a class says that normal and other images are mixed.
+    """
+    from vae_anomaly.errors import DataError
+
+    kinds = sorted(set(images.kinds))
+    if images.y is not None or len(kinds) < 2:
+        return
+    named = ", ".join(repr(kind) for kind in kinds[:8] if kind) + (", ..." if len(kinds) > 8 else "")
+    telling = next((kind for kind in kinds if kind.lower() in TELLING_CLASSES), None)
+    if telling is not None:
+        raise DataError(
+            f"{images.name} has classes ({named}), and normal images alone were expected. Name the normal ones with "
+            "--normal-class, or give their folder."
+        )
+    tell(quiet, f"{images.name} has classes ({named}), and all images are taken as normal; --normal-class says else.")
+
+
+def tell_resized(images: "Images", quiet: bool) -> None:
+    """Say to which size images are brought that have another one, or several."""
+    sizes = images.X.own_sizes()
+    height, width = images.X.size
+    if sizes in ([], [(height, width)]):
+        return
+    low, *rest = (f"{w} x {h}" for h, w in sizes)
+    what = f"of {len(sizes)} sizes, such as {low} and {rest[-1]}," if rest else f"of {low} pixels"
+    tell(quiet, f"Images {what} are brought to {width} x {height} pixels; --size names another side.")
 
 
 def _array_rank(path: str) -> int:

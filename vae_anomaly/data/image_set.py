@@ -161,6 +161,20 @@ class ImageSet:
         """Path of image ``i``, or None for an array."""
         return None if isinstance(self.source, _Pixels) else self.source.paths[self.rows[i]]
 
+    def own_sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths that the images have before they are resized, of 64 files spread over all; sorted.
+
+        Examples
+        --------
+        >>> ImageSet.from_array(np.zeros((5, 8, 9), np.uint8), size=4).own_sizes()
+        [(8, 9)]
+        """
+        if isinstance(self.source, _Pixels):
+            height, width = self.source.array.shape[1:3]
+            return [(height, width)]
+        found = _headers([self.source.paths[row] for row in self.rows[_spread(len(self))]])[0]
+        return sorted({one.size for one in found})
+
     def take(self, chosen: ArrayLike) -> "ImageSet":
         """The images that a boolean mask or an array of positions names."""
         return replace(self, rows=self.rows[positions_of(chosen, len(self))])
@@ -312,13 +326,7 @@ def automatic_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 def _sampled_headers(paths: Sequence[str]) -> list[Header]:
     """Headers of up to 64 files spread over all; of the first that has one, where none of the 64 can be read."""
-    spread = np.unique(np.linspace(0, len(paths) - 1, min(_N_SAMPLED, len(paths))).astype(int))
-    headers, first_reason = [], ""
-    for path in (paths[i] for i in spread):
-        try:
-            headers.append(header(path))
-        except UndecodableError as error:
-            first_reason = first_reason or f"{path}: {error}"
+    headers, first_reason = _headers([paths[i] for i in _spread(len(paths))])
     if headers:
         return headers
     for path in paths:
@@ -329,6 +337,22 @@ def _sampled_headers(paths: Sequence[str]) -> list[Header]:
     if not paths:
         raise DataError("There is no image to take size and channels from. Give both.")
     raise DataError(f"None of {len(paths)} images can be decoded; the first is {first_reason}.")
+
+
+def _spread(n: int) -> NDArray[np.intp]:
+    """Positions of some of ``n`` files, spread over all."""
+    return np.unique(np.linspace(0, n - 1, min(_N_SAMPLED, n)).astype(np.intp))
+
+
+def _headers(paths: Sequence[str]) -> tuple[list[Header], str]:
+    """Headers of the files that have one, and why the first of the others has none."""
+    headers, first_reason = [], ""
+    for path in paths:
+        try:
+            headers.append(header(path))
+        except UndecodableError as error:
+            first_reason = first_reason or f"{path}: {error}"
+    return headers, first_reason
 
 
 # Where images lie ----------------------------------------------------------------------------------------------------
