@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vae_anomaly.ensemble import Ensemble
-from vae_anomaly.likelihoods import LIKELIHOODS
+from vae_anomaly.likelihoods import LIKELIHOODS, Blocks
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import SCORES
 from vae_anomaly.vae import VAE, Terms
@@ -65,6 +65,40 @@ def test_gradients_of_a_member_do_not_depend_on_its_siblings(three, x, eps):
     (-alone.map(VAE.elbo, x, eps).sum()).backward()
     for name, value in alone.params.items():
         torch.testing.assert_close(together.params[name].grad[1], value.grad[0])
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_joint_is_the_loop_over_members(likelihood, complete, make_vae, generator):
+    """Of samples of their own, several draws for each, and of the gradients."""
+    blocks = (
+        Blocks(2, 1, (2,)) if likelihood == "mixed" else Blocks(0, 0, (2, 3)) if likelihood == "categorical" else None
+    )
+    likelihoods = [LIKELIHOODS[likelihood]((5,), blocks, min_scale=0.1 * seed) for seed in range(1, 4)]
+    members = [make_vae(likelihood=likelihoods[seed], seed=seed, mask_input=True) for seed in range(3)]
+    x, eps = torch.rand(3, 7, 5, generator=generator), torch.randn(4, 3, 7, 2, generator=generator)
+    if not complete:
+        x[torch.rand(x.shape, generator=generator) < 0.3] = torch.nan
+    ensemble = Ensemble(members)
+    joint = ensemble.joint()
+    joint.complete = complete
+    together = joint.elbo_terms(x, eps)
+    looped = [vae.elbo_terms(x[index], eps[:, index]) for index, vae in enumerate(members)]
+    for found, wanted in zip(together, zip(*looped, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(wanted))
+    (together[0] - together[1]).sum().backward()
+    sum((terms[0] - terms[1]).sum() for terms in looped).backward()
+    for name, value in ensemble.params.items():
+        torch.testing.assert_close(
+            value.grad, torch.stack([dict(vae.named_parameters())[name].grad for vae in members])
+        )
+
+
+def test_not_every_ensemble_has_a_joint_vae(make_vae):
+    """The mixture priors, and networks with convolutions."""
+    images = VAE((36,), 2, image_shape=(1, 6, 6), hidden=(8,))
+    assert Ensemble([images]).joint() is None
+    assert [name for name in PRIORS if Ensemble([make_vae(prior=name)]).joint() is not None] == ["standard_normal"]
 
 
 def test_members_are_copies(three):

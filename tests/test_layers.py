@@ -19,7 +19,8 @@ TABLE = {
     "atomic": set(),
     "tails": set(),
     "thresholds": {"tails"},
-    "nets": set(),
+    "fused": set(),
+    "nets": {"fused"},
     "likelihoods": set(),
     "priors": set(),
     "baselines": set(),
@@ -32,10 +33,11 @@ TABLE = {
     "drift": set(),
     # The torch layer.
     "vae": {"errors", "likelihoods", "nets", "priors"},
-    "ensemble": {"vae"},
+    "ensemble": {"nets", "priors", "vae"},
     "augment": set(),
     "scores": {"vae"},
-    "training": {"ensemble", "vae", "errors"},
+    "optimizer": set(),
+    "training": {"ensemble", "optimizer", "vae", "errors"},
     # Tables and files.
     "preprocessing": {"errors"},
     "persistence": {"atomic", "errors"},
@@ -138,7 +140,9 @@ TABLE = {
     "cli.demo": {"atomic", "baselines", "cli.common", "data.samples", "data.writers", "errors"},
 }  # fmt: skip
 
-TORCH_LAYER = ("nets", "likelihoods", "priors", "vae", "ensemble", "scores", "training", "augment")
+TORCH_LAYER = (
+    "fused", "nets", "likelihoods", "priors", "vae", "ensemble", "scores", "optimizer", "training", "augment",
+)  # fmt: skip
 FREE_OF_TORCH = (
     "errors", "atomic", "thresholds", "label_thresholds", "metrics", "report", "preprocessing", "persistence",
     "predictions", "data", "data.samples", "baselines", "comparison",

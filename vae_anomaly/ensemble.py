@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from vae_anomaly.nets import Layers
+from vae_anomaly.priors import StandardNormal
 from vae_anomaly.vae import VAE
 
 __all__ = ["Ensemble"]
@@ -115,6 +117,23 @@ class Ensemble:
 
         return torch.func.vmap(one, in_dims=(0, 0, *dims))(self.params, self.buffers, *args)
 
+    def joint(self) -> VAE | None:
+        """All members as one VAE, for ``elbo_terms`` and what that calls; None if their prior or networks forbid it.
+
+        Its inputs and outputs have an axis over the members before that over the samples: (n_estimators, n_samples,
+        ...), and draws of z a further one in front. It shares the parameters of :attr:`params` as they are now, and
+        spares what vmap costs, which for small networks is as much as their arithmetic.
+        """
+        vae = copy.deepcopy(self.skeleton)
+        if not (isinstance(vae.prior, StandardNormal) and isinstance(vae.encoder, Layers)):
+            return None
+        for name, value in self.tensors().items():
+            path, _, attribute = name.rpartition(".")
+            module = vae.get_submodule(path)
+            delattr(module, attribute)
+            setattr(module, attribute, value if path.startswith(("encoder", "decoder")) else _beside_samples(value))
+        return vae
+
     def _fuses(self) -> bool:
         """Whether one program for all members is faster than one after the other.
 
@@ -139,6 +158,14 @@ class Ensemble:
             member = copy.deepcopy(self.skeleton).to_empty(device=self.device)
             member.load_state_dict({name: value[index].detach() for name, value in self.tensors().items()})
             yield member
+
+
+def _beside_samples(value: Tensor) -> Tensor:
+    """A number or a number for each entry, of each member, with an axis over samples, to broadcast along."""
+    if not value.is_floating_point():
+        # Indices are part of the architecture, the same for all.
+        return value[0]
+    return value.reshape(len(value), *(1 for _ in range(3 - value.ndim)), *value.shape[1:])
 
 
 def _stacked(results: Sequence[Any]) -> Any:

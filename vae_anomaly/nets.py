@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NETS", "build_nets", "conv2d", "mlp"]
+from vae_anomaly.fused import run_layers
+
+__all__ = ["NETS", "Layers", "build_nets", "conv2d", "mlp"]
 
 Pair = tuple[nn.Module, nn.Module]
 
@@ -32,6 +34,39 @@ class Residual(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.second(nn.functional.silu(self.first(nn.functional.silu(h))))
         return h + out
+
+
+class Layers(nn.Sequential):
+    """Affine maps, SiLUs and residual blocks in a row, and at the end perhaps an :class:`~torch.nn.Unflatten`.
+
+    Where the weights have a first axis over several networks, all of them run as one, on inputs of shape
+    (..., n_networks, n_samples, n_in).
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        steps: list[str] = []
+        # A tuple, so that each map is a module of its layer alone.
+        self.affine: tuple[nn.Linear, ...] = ()
+        for layer in self:
+            if isinstance(layer, Residual):
+                steps += ["split", "silu", "affine", "silu", "affine", "join"]
+                self.affine += (layer.first, layer.second)
+            elif isinstance(layer, nn.Linear):
+                steps.append("affine")
+                self.affine += (layer,)
+            elif isinstance(layer, nn.SiLU):
+                steps.append("silu")
+        self.steps = tuple(steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = [value for layer in self.affine for value in (layer.weight, layer.bias)]
+        if weights[0].ndim == 3:
+            joined = run_layers(self.steps, x, weights)
+            return self[-1](joined) if isinstance(self[-1], nn.Unflatten) else joined
+        for layer in self:
+            x = layer(x)
+        return x
 
 
 def trunk(n_in: int, hidden: Sequence[int], generator: torch.Generator | None) -> list[nn.Module]:
@@ -70,7 +105,7 @@ def mlp(
     decoder = trunk(latent_dim, widths[::-1], generator)
     decoder.append(linear(widths[0] if widths else latent_dim, n_features * n_params, generator, gain=0.5))
     decoder.append(nn.Unflatten(-1, (n_features, n_params)))
-    return nn.Sequential(*encoder), nn.Sequential(*decoder)
+    return Layers(*encoder), Layers(*decoder)
 
 
 def _with_extra_inputs(layer: nn.Module, n_extra: int) -> nn.Linear:

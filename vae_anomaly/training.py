@@ -11,13 +11,14 @@ from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import TrainingError
+from vae_anomaly.optimizer import FlatParameters, one_cycle
 from vae_anomaly.vae import VAE
 
 __all__ = ["Change", "History", "Plan", "active_units", "train"]
 
 # Rows on which held-out terms are computed: enough for a mean, few enough to cost less than the steps between two
 # checks.
-MAX_HELD_OUT = 2000
+MAX_HELD_OUT = 2000  # times the draws of z for each
 MIN_STEPS_PER_CHECK = 25
 TERMS = ("elbo", "reconstruction", "kl")
 
@@ -134,27 +135,20 @@ class _Run:
         self.steps_per_epoch = max(1, n_rows // self.batch_size)
         self.steps_per_check = self.steps_per_epoch * math.ceil(MIN_STEPS_PER_CHECK / self.steps_per_epoch)
         self.step = 0
-        self.held_out_eps = self._noise(plan.n_mc_held_out)[:, :, None]
+        n_draws = max(1, min(plan.n_mc_held_out, MAX_HELD_OUT // self.held_out_x.shape[1]))
+        self.held_out_eps = self._noise(n_draws).movedim(1, 0)[:, :, None]
         self._batches: Tensor | None = None
-        self._make_optimizer()
-        m = ensemble.n_estimators
+        self.weights = FlatParameters(ensemble, plan)
+        self.joint = ensemble.joint()
+        if self.joint is not None:
+            self.joint.complete = not bool(torch.isnan(x).any())
         self.best_elbo = -math.inf
         self.best_check = 0
-        self.best_params = {name: value.detach().clone() for name, value in ensemble.params.items()}
+        self.best_weights = self.weights.copy()
         self.stopped = False
         self.epochs: list[float] = []
         self.trained: list[NDArray[np.float64]] = []
         self.held_out: list[NDArray[np.float64]] = []
-        self._sums = torch.zeros(len(TERMS), m, device=x.device)
-
-    def _make_optimizer(self) -> None:
-        plan = self.plan
-        self.optimizer = torch.optim.AdamW(
-            self.ensemble.params.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True
-        )
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=plan.learning_rate, total_steps=plan.n_steps + 1, cycle_momentum=False
-        )
 
     @property
     def epoch(self) -> float:
@@ -186,40 +180,37 @@ class _Run:
 
     def advance(self, first: int, last: int) -> None:
         """Take the steps from ``first`` up to ``last``."""
-        self._sums.zero_()
-        losses = torch.empty(last - first, self.ensemble.n_estimators, device=self.x.device)
-        warmup_steps = max(1.0, self.plan.warmup * self.plan.n_steps)
+        plan, terms = self.plan, []
+        warmup_steps = max(1.0, plan.warmup * plan.n_steps)
         for self.step in range(first, last):
-            beta = self.plan.beta * min(1.0, (self.step + 1) / warmup_steps)
-            batch, eps = self._next_batch(), self._noise(self.batch_size)[:, None]
-            left_out = int(self.plan.robust * self.batch_size) if self.step >= warmup_steps else 0
-            reconstruction, kl = self.ensemble.map(_mean_terms, batch, eps, left_out, in_dims=(0, 0, None))
-            loss = beta * kl - reconstruction
-            self.optimizer.zero_grad(set_to_none=True)
+            beta = plan.beta * min(1.0, (self.step + 1) / warmup_steps)
+            batch, eps = self._next_batch(), self._noise(self.batch_size)[None]
+            left_out = int(plan.robust * self.batch_size) if self.step >= warmup_steps else 0
+            reconstruction, kl = self._terms(batch, eps, left_out)
             # Members share nothing, so the gradient of the sum holds the gradient of each.
-            loss.sum().backward()
-            self._clip_gradients()
-            self.optimizer.step()
-            self.scheduler.step()
-            losses[self.step - first] = loss.detach()
-            elbo = reconstruction - self.plan.beta * kl
-            self._sums += torch.stack([elbo, reconstruction, kl]).detach()
+            loss = (beta * kl - reconstruction).sum() / kl.shape[1]
+            self.weights.step(loss, one_cycle(self.step, plan.n_steps, plan.learning_rate))
+            terms.append(torch.stack([reconstruction.detach(), kl.detach()]).mean(dim=-1))
         self.step = last
-        self._guard(losses, first)
-        self.trained.append(_to_numpy(self._sums / (last - first)))
+        reconstruction, kl = torch.stack(terms, dim=1)
+        self._guard(reconstruction + kl, first)
+        elbo = reconstruction - plan.beta * kl
+        self.trained.append(_to_numpy(torch.stack([elbo, reconstruction, kl]).mean(dim=1)))
 
-    def _clip_gradients(self) -> None:
-        """Scale the gradient of each member to a norm of at most ``max_grad_norm`` for each entry of a sample."""
-        gradients = [value.grad for value in self.ensemble.params.values() if value.grad is not None]
-        norm = (
-            torch.stack([gradient.reshape(len(gradient), -1).square().sum(dim=1) for gradient in gradients])
-            .sum(dim=0)
-            .sqrt()
-        )
-        limit = self.plan.max_grad_norm * math.prod(self.ensemble.skeleton.event_shape)
-        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(factor.view(-1, *(1 for _ in gradient.shape[1:])))
+    def _elbo_terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms of each member's own rows, shape (n_estimators, n); ``eps`` has an axis over draws in front."""
+        if self.joint is not None:
+            return self.joint.elbo_terms(x, eps)
+        terms: tuple[Tensor, Tensor] = self.ensemble.map(VAE.elbo_terms, x, eps, in_dims=(0, 1))
+        return terms
+
+    def _terms(self, x: Tensor, eps: Tensor, left_out: int) -> tuple[Tensor, Tensor]:
+        """The same, less the ``left_out`` rows with the lowest ELBO."""
+        reconstruction, kl = self._elbo_terms(x, eps)
+        if left_out:
+            kept = (reconstruction - kl).detach().topk(kl.shape[1] - left_out).indices
+            reconstruction, kl = reconstruction.gather(1, kept), kl.gather(1, kept)
+        return reconstruction, kl
 
     def _guard(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite; looked at once per check, so that no step waits for the device."""
@@ -235,7 +226,7 @@ class _Run:
     @torch.no_grad()
     def check(self) -> None:
         """Compute the held-out terms; keep the weights if they are the best yet, stop if the best is long ago."""
-        reconstruction, kl = self.ensemble.map(VAE.elbo_terms, self.held_out_x, self.held_out_eps, in_dims=(0, 0))
+        reconstruction, kl = self._elbo_terms(self.held_out_x, self.held_out_eps)
         elbo = reconstruction - self.plan.beta * kl
         if not bool(torch.isfinite(elbo).all()):
             raise TrainingError(
@@ -247,29 +238,20 @@ class _Run:
         usual = _trimmed_mean(elbo)
         if usual > self.best_elbo:
             self.best_elbo, self.best_check = usual, len(self.epochs) - 1
-            self.best_params = {name: value.detach().clone() for name, value in self.ensemble.params.items()}
+            self.best_weights = self.weights.copy()
         warm = self.step >= self.plan.warmup * self.plan.n_steps
         allowed = math.ceil(self.plan.patience * self.plan.n_steps / self.steps_per_check)
         self.stopped = warm and len(self.epochs) - 1 - self.best_check >= allowed
 
     def restore_best(self) -> None:
         """Give all members the weights of the best check."""
-        self.ensemble.params = {name: value.requires_grad_() for name, value in self.best_params.items()}
+        self.ensemble.params = self.weights.split(self.best_weights)
 
     def history(self) -> History:
         trained, held_out = np.stack(self.trained, axis=1), np.stack(self.held_out, axis=1)
         curves = dict(zip((f"train_{term}" for term in TERMS), trained, strict=True))
         curves |= dict(zip((f"val_{term}" for term in TERMS), held_out, strict=True))
         return History(epoch=np.array(self.epochs), best=np.array(self.best_check), **curves)
-
-
-def _mean_terms(vae: VAE, x: Tensor, eps: Tensor, left_out: int) -> tuple[Tensor, Tensor]:
-    """Mean over the samples of E[log p(x | z)] and of the KL divergence, less the samples with the lowest ELBO."""
-    reconstruction, kl = vae.elbo_terms(x, eps)
-    if left_out:
-        kept = (reconstruction - kl).detach().topk(len(x) - left_out).indices
-        reconstruction, kl = reconstruction.gather(0, kept), kl.gather(0, kept)
-    return reconstruction.mean(), kl.mean()
 
 
 def _trimmed_mean(elbo: Tensor) -> float:
