@@ -13,7 +13,7 @@ Baselines get columns standardised on the training rows. With --contamination C,
 to the training rows until they are the share C of these (half of all anomalies at most).
 
 Each run adds one JSON line to --runs; what stands there already is not run again. --table runs nothing and turns these
-lines into a Markdown file beside them. A CSV of published figures in percent has columns dataset, method, auc_roc and
+lines into a Markdown file beside them, with --note at its top. A CSV of published figures in percent has columns dataset, method, auc_roc and
 auc_pr.
 """
 
@@ -223,8 +223,8 @@ def _splits(
             yield path, [task for task in tasks if task.seed == seed], split(path, seed, contamination)
 
 
-def table(runs: Sequence[dict[str, Any]], published: Sequence[dict[str, str]]) -> str:
-    """The runs as a Markdown page."""
+def table(runs: Sequence[dict[str, Any]], published: Sequence[dict[str, str]], note: str = "") -> str:
+    """The runs as a Markdown page, with a note at its top."""
     names = {key(run): _method(run) for run in runs}
     order = {_method(run): _order(run) for run in runs}
     methods = sorted(order, key=lambda name: order[name])
@@ -248,6 +248,7 @@ def table(runs: Sequence[dict[str, Any]], published: Sequence[dict[str, str]]) -
         "The normal rows are shuffled; the first half trains, the other half and every anomaly test (`adbench.py`).",
         f"Overall means are over the {len(whole)} sets that all methods ran on.",
         *_provenance(runs),
+        *([note] if note else []),
         "",
         *_summary(methods, whole, figures, mean),
     ]
@@ -418,13 +419,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="detector parameters, or constants of detector.py",
+        help="detector parameters, or constants of planning.py",
     )
     parser.add_argument("--scores", nargs="+", default=[], metavar="NAME", help="further scores of the same fits")
     parser.add_argument("--contamination", type=float, default=0.0, metavar="SHARE", help="anomalies in training rows")
     parser.add_argument("--runs", type=Path, default=HERE / "adbench.jsonl")
     parser.add_argument("--published", type=Path, metavar="CSV")
     parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
+    parser.add_argument("--note", default="", metavar="TEXT", help="a sentence to set above the table")
     arguments = parser.parse_args(argv)
     if arguments.table:
         published = []
@@ -435,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not runs:
             raise SystemExit(f"{arguments.runs} holds no runs yet.")
         target = arguments.runs.with_suffix(".md")
-        target.write_text(table(runs, published), encoding="utf-8")
+        target.write_text(table(runs, published, arguments.note), encoding="utf-8")
         print(f"Wrote {target}.")
         return
     if arguments.data is None:
