@@ -7,14 +7,15 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/vae-anomaly demo --output reports/demo
 
+# One thread for each worker: several workers with several threads each wait for each other most of the time.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --doctest-modules vae_anomaly
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --doctest-modules vae_anomaly
 
 install: .venv/installed
 
