@@ -280,7 +280,10 @@ def _mean_history(detector: "VAEDetector") -> Mapping[str, Any]:
     return {"epoch": history["epoch"], **curves}
 
 
-def _latent(detector: "VAEDetector", scored: Scored) -> LatentMap:
+def _latent(detector: "VAEDetector", scored: Scored) -> LatentMap | None:
+    """Where rows lie among the training rows; codes of patches and means over images do not compare."""
+    if not detector.can_generate:
+        return None
     some = np.linspace(0, len(scored.rows) - 1, min(len(scored.rows), MAX_LATENT_ROWS)).astype(int)
     rows = scored.rows.take(some)
     codes = detector.latent(as_fitted(detector, align(detector, rows).X))
@@ -359,20 +362,18 @@ def _pictures(detector: "VAEDetector", scored: Scored) -> dict[str, Pictures]:
         MAX_PICTURES, "anomaly_score"
     )
     shown = {"Flagged images with the highest scores": flagged, "Missed anomalies with the lowest scores": missed}
-    drawn = detector.sample(MAX_PICTURES)
-    return {
-        **{
-            name: _with_maps(detector, scored.rows.take(rows.index.to_numpy()))
-            for name, rows in shown.items()
-            if len(rows)
-        },
-        "Images drawn from the model": Pictures([""] * len(drawn), drawn),
+    pictures = {
+        name: _with_maps(detector, scored.rows.take(rows.index.to_numpy())) for name, rows in shown.items() if len(rows)
     }
+    if detector.can_generate:
+        drawn = detector.sample(MAX_PICTURES)
+        pictures["Images drawn from the model"] = Pictures([""] * len(drawn), drawn)
+    return pictures
 
 
 def _traversal(detector: "VAEDetector") -> Grid | None:
     """Images along the most active latent units; none of a table, or where no unit is active."""
-    if not (detector.holds_images and detector.active_units_[0]):
+    if not (detector.holds_images and detector.can_generate and detector.active_units_[0]):
         return None
     found = traverse(detector, max_units=MAX_PICTURES)
     return Grid(found.images, [f"unit {unit + 1}" for unit in found.units], [f"{step:g}" for step in found.steps])
@@ -383,7 +384,7 @@ def _with_maps(detector: "VAEDetector", images: "Images") -> Pictures:
     return Pictures(
         [str(name) for name in images.ids],
         x,
-        np.asarray(detector.reconstruct(x)),
+        np.asarray(detector.reconstruct(x)) if detector.can_generate else None,
         anomaly_maps(detector, x),
         colour_scale(detector),
     )

@@ -18,15 +18,18 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vae_anomaly import model_state
+from vae_anomaly.backbones import BACKBONES, build_extractor
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import CalibrationWarning, CellError, DataError, PosteriorCollapseWarning, look_up
+from vae_anomaly.features import FeatureSchema
 from vae_anomaly.groups import Groups, RowGroups, row_groups
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.parameters import check_params, find_device
-from vae_anomaly.pixels import PixelSchema, is_images, pixels
+from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
 from vae_anomaly.planning import architecture, build_vae, n_references, training_plan
 from vae_anomaly.preprocessing import Schema
+from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
 from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, shares
 from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, map_folds, map_rows
@@ -67,6 +70,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     net : {"auto", "mlp", "conv"}, default="auto"
         Networks: fully connected ones, and convolutional ones for images of more than 4,096 numbers. On two cores, a
         step on images of 28 x 28 pixels took 0.02 s with the first and 0.8 s with the second.
+    backbone : str, optional
+        Model features of the patches of images instead of pixels, by one of ``BACKBONES``: "gabor", a fixed bank of
+        filters, or one of torchvision's residual networks, such as "resnet18".
+    backbone_weights : path-like, optional
+        File of the residual network's weights (a ``state_dict``, or ``.safetensors``); by default torchvision's own,
+        which it downloads. The part that is used goes into the model file.
     beta : float, default=1.0
         Weight of the KL term in training.
     min_scale : float, default=0.05
@@ -162,6 +171,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         latent_dim: int | None = None,
         hidden: tuple[int, ...] = (96, 96),
         net: str = "auto",
+        backbone: str | None = None,
+        backbone_weights: str | os.PathLike[str] | None = None,
         beta: float = 1.0,
         min_scale: float = 0.05,
         n_mc: int = 16,
@@ -189,6 +200,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.latent_dim = latent_dim
         self.hidden = hidden
         self.net = net
+        self.backbone = backbone
+        self.backbone_weights = backbone_weights
         self.beta = beta
         self.min_scale = min_scale
         self.n_mc = n_mc
@@ -273,7 +286,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.fingerprint_ = hashlib.sha256(encoded.tobytes()).hexdigest()
         self._train(torch.from_numpy(encoded), split, generators, on_check)
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
-        scores = self._calibration_map(SCORES[self.score_name].function, encoded, split)
+        scores = self._calibration_map(self._score_function(SCORES[self.score_name]), encoded, split)
         scores[np.isnan(encoded[split.calibration]).all(axis=1)] = np.nan
         self._set_first_threshold(scores, split, rows)
         self.row_hashes_: dict[str, NDArray[np.uint64]] = {
@@ -291,7 +304,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if unknown:
             raise ValueError(f"categorical_features names {unknown[0]!r}, and X has no such column.")
 
-    def _infer_schema(self, frame: pd.DataFrame | NDArray[np.float32], rows: NDArray[np.intp]) -> Schema | PixelSchema:
+    def _infer_schema(self, frame: pd.DataFrame | NDArray[np.float32], rows: NDArray[np.intp]) -> Schema | ImageSchema:
         """Schema of the training rows alone.
 
         Were the calibration rows among them, no value of theirs could ever be an unseen one, and new rows would look
@@ -301,7 +314,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(frame, np.ndarray):
             if kind.columns == "categories":
                 raise ValueError(f"likelihood={self.likelihood!r} describes categories, and pixels are numbers.")
+            if self.backbone is not None:
+                return self._feature_schema(frame[rows], kind.scaling)
             return PixelSchema.infer(frame[rows], scaling=kind.scaling)
+        if self.backbone is not None:
+            raise ValueError(
+                f"backbone={self.backbone!r} is for images, of shape (n_samples, channels, height, width)."
+            )
         if self.net == "conv":
             raise ValueError("net='conv' is for images, of shape (n_samples, channels, height, width).")
         try:
@@ -315,6 +334,24 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         except CellError as error:
             raise CellError(int(rows[error.row]), error.detail) from None
 
+    def _feature_schema(self, images: NDArray[np.float32], scaling: str) -> FeatureSchema:
+        assert self.backbone is not None
+        if scaling == "unit":
+            raise ValueError(f"likelihood={self.likelihood!r} describes pixels from 0 to 1, and features are none.")
+        if self.flips or self.shift or self.brightness:
+            raise ValueError(
+                f"flips, shift and brightness change pixels, and {self.backbone!r} makes features of them."
+            )
+        if self.net == "conv":
+            raise ValueError("net='conv' is for pixels, and with a backbone the networks see single patches.")
+        weights = None
+        if BACKBONES[self.backbone].learned:
+            file = self.backbone_weights
+            weights = download_weights(self.backbone) if file is None else read_weights(file)
+        extractor = build_extractor(self.backbone, images.shape[1], seed=self.seed_, weights=weights)
+        extractor.to(find_device(self.device))
+        return FeatureSchema.of(images, self.backbone, extractor)
+
     def _seed(self) -> int:
         if isinstance(self.random_state, (int, np.integer)):
             return int(self.random_state)
@@ -324,7 +361,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """``X`` as a data frame with the columns seen in ``fit``, or as images."""
         if is_images(X):
             return self._images(X, reset=reset)
-        if not reset and isinstance(self.schema_, PixelSchema):
+        if not reset and isinstance(self.schema_, ImageSchema):
             raise DataError(f"The model was fitted on images of shape {self.schema_.shape}, and X holds none.")
         if isinstance(X, pd.DataFrame):
             if not X.columns.is_unique:
@@ -346,7 +383,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         images = pixels(X)
         if reset:
             self.n_features_in_ = math.prod(images.shape[1:])
-        elif not isinstance(self.schema_, PixelSchema):
+        elif not isinstance(self.schema_, ImageSchema):
             raise DataError("The model was fitted on a table, and X holds images.")
         at_least = 2 if reset else 1
         if len(images) < at_least:
@@ -375,6 +412,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self, x: torch.Tensor, split: Split, generators: list[torch.Generator], on_check: OnCheck | None
     ) -> None:
         device = find_device(self.device)
+        n_parts = self._n_parts
+        x, split = x.reshape(len(x) * n_parts, -1), split.parts(n_parts, generators[:-1])
         rest = torch.from_numpy(split.fitted)
         self.architecture_: dict[str, Any] = architecture(self, self.schema_, x, split)
         members = [build_vae(self, self.schema_, self.architecture_, generator) for generator in generators[:-1]]
@@ -414,7 +453,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """``function`` of the calibration rows, each by the members that did not see it."""
         if split.aside is not None:
             return self._map_rows(function, encoded[split.aside])
-        results = map_folds(self.ensemble_, self.eps_, function, encoded[split.held_out.numpy()])
+        folds = encoded[split.held_out.numpy()]
+        results = map_folds(self.ensemble_, self.eps_, function, folds, n_parts=self._n_parts)
         return results[: split.n_folds].reshape(-1, *results.shape[2:])
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
@@ -629,7 +669,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         encoded = self._encode(X)
         explained = self._shares(encoded, look_up("score", score_name or self.score_name, SCORES))
         explained[np.isnan(encoded).all(axis=1)] = np.nan
-        return explained.reshape(-1, *self.schema_.shape) if isinstance(self.schema_, PixelSchema) else explained
+        return explained.reshape(-1, *self.schema_.shape) if isinstance(self.schema_, ImageSchema) else explained
 
     def sample(self, n_samples: int = 1, *, random_state: int = 0) -> Any:
         """New rows drawn from the prior, in the units and types of the training data; the members take turns.
@@ -639,6 +679,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         DataFrame, or ndarray if the detector was fitted on an array or on images
         """
         check_is_fitted(self)
+        self._check_can_generate()
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples} must be at least 1.")
         blocks = np.array_split(np.arange(n_samples), self.n_estimators)
@@ -664,6 +705,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         DataFrame of shape (n_samples, n_features), or ndarray in the shape of images
         """
         check_is_fitted(self)
+        self._check_can_generate()
 
         def expected(vae: VAE, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
             mean: torch.Tensor = vae.decode(vae.encode(x).mean).mean
@@ -672,16 +714,21 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self.schema_.decode(self._map_rows(expected, self._encode(X)))
 
     def latent(self, X: Any, *, member: int = 0) -> Floats:
-        """Posterior means of one member, shape (n_samples, latent_dim); members have latent spaces of their own."""
+        """Posterior means of one member, shape (n_samples, latent_dim); members have latent spaces of their own.
+
+        With a backbone, of each image the mean over its patches.
+        """
         check_is_fitted(self)
         encoded = self._encode(X)
         vae = self._member(member)
         vae.imputation_steps = IMPUTATION_STEPS if np.isnan(encoded).any() else 0
         with torch.no_grad():
             rows = torch.from_numpy(encoded).to(self.ensemble_.device)
+            rows = rows.reshape(len(rows) * self._n_parts, -1)
             starts = range(0, len(rows), SCORING_BATCH)
             codes = [vae.encode(rows[start : start + SCORING_BATCH]).mean for start in starts]
-        return torch.cat(codes).double().cpu().numpy()
+        joined = torch.cat(codes).double()
+        return joined.reshape(len(encoded), self._n_parts, -1).mean(dim=1).cpu().numpy()
 
     def decode(self, codes: ArrayLike, *, member: int = 0) -> pd.DataFrame | NDArray[np.float32]:
         """What one member expects at codes as :meth:`latent` gives them: the decoder's mean.
@@ -707,7 +754,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self.schema_.decode(torch.cat(means).numpy())
 
     def training_codes(self, *, member: int = 0) -> Floats:
-        """Posterior means of the training rows that one member keeps, shape (n_codes, latent_dim)."""
+        """Posterior means of the training rows that one member keeps, shape (n_codes, latent_dim).
+
+        With a backbone, of single patches.
+        """
         check_is_fitted(self)
         return self._member(member).codes.double().cpu().numpy()
 
@@ -715,7 +765,18 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def holds_images(self) -> bool:
         """Whether the detector was fitted on images."""
         check_is_fitted(self)
-        return isinstance(self.schema_, PixelSchema)
+        return isinstance(self.schema_, ImageSchema)
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether :meth:`sample` and :meth:`reconstruct` can give something back: from features they can't."""
+        check_is_fitted(self)
+        return not isinstance(self.schema_, FeatureSchema)
+
+    def _check_can_generate(self) -> None:
+        if isinstance(self.schema_, FeatureSchema):
+            # It knows why not, and says so.
+            self.schema_.decode(np.empty(0))
 
     def _member(self, index: int) -> VAE:
         if not 0 <= index < self.n_estimators:
@@ -727,21 +788,33 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return encoded
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
-        scores = self._map_rows(score.function, encoded)
+        scores = self._map_rows(self._score_function(score), encoded)
         scores[np.isnan(encoded).all(axis=1)] = np.nan
         return scores
 
     def _shares(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         return self.schema_.fold(self._map_rows(self._share_function(score), encoded))
 
+    @property
+    def _n_parts(self) -> int:
+        return self.schema_.n_parts if isinstance(self.schema_, FeatureSchema) else 1
+
+    def _score_function(self, score: Score) -> Callable[..., torch.Tensor]:
+        if isinstance(self.schema_, FeatureSchema):
+            return self.schema_.score_function(score.function)
+        return score.function
+
     def _share_function(self, score: Score) -> Callable[..., torch.Tensor]:
+        if isinstance(self.schema_, FeatureSchema):
+            return self.schema_.share_function(score.function)
+
         def function(vae: VAE, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
             return shares(score, vae, x, eps)
 
         return function
 
     def _map_rows(self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32]) -> Floats:
-        return map_rows(self.ensemble_, self.eps_, function, encoded)
+        return map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=self._n_parts)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -768,6 +841,8 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:
     """
     detector = model_state.restore(VAEDetector, path)
     detector.ensemble_.to(find_device(device))
+    if isinstance(detector.schema_, FeatureSchema):
+        detector.schema_.to(find_device(device))
     return detector
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vae_anomaly.data.images import Images
 from vae_anomaly.data.maps import write_maps
-from vae_anomaly.pixels import PixelSchema
+from vae_anomaly.pixels import ImageSchema
 from vae_anomaly.predictions import images_at_once
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def colour_scale(detector: "VAEDetector") -> tuple[float, float]:
     The first is the largest mean over held-out normal images of any pixel. From there to the second, a hundredth of the
     pixels suffice to bring a usual image to the threshold.
     """
-    assert isinstance(detector.schema_, PixelSchema)
+    assert isinstance(detector.schema_, ImageSchema)
     height, width = detector.schema_.shape[1:]
     usual = detector.usual_shares_.reshape(-1, height, width).sum(axis=0)
     middle = float(np.median(detector.calibration_scores_))

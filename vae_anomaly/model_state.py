@@ -13,11 +13,12 @@ import torch
 import vae_anomaly
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import ModelFileError, look_up
+from vae_anomaly.features import FeatureSchema
 from vae_anomaly.groups import Groups
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
-from vae_anomaly.pixels import PixelSchema
+from vae_anomaly.pixels import ImageSchema, PixelSchema
 from vae_anomaly.planning import build_vae
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.row_hashes import check_sketch
@@ -38,6 +39,8 @@ def save(detector: "VAEDetector", path: str | os.PathLike[str], notes: dict[str,
     """Write the detector's state to a model file."""
     tensors = {f"ensemble.{name}": _array(value) for name, value in detector.ensemble_.tensors().items()}
     tensors |= {f"history.{field.name}": getattr(detector.history_, field.name) for field in fields(History)}
+    if isinstance(detector.schema_, FeatureSchema):
+        tensors |= {f"backbone.{name}": _array(value) for name, value in detector.schema_.tensors().items()}
     tensors["eps"] = _array(detector.eps_)
     tensors["calibration_scores"] = detector.calibration_scores_
     tensors |= {f"row_hashes.{kind}": detector.row_hashes_[kind] for kind in ROW_KINDS}
@@ -90,7 +93,9 @@ def _groups(detector: "VAEDetector") -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy scalars as Python's own, and sequences of names as lists, as JSON has them."""
+    """NumPy scalars as Python's own, paths as text, and sequences of names as lists, as JSON has them."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, np.generic):
         return value.item()
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -113,13 +118,10 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     detector = kind(**params)
     # The device that it was fitted on need not be here.
     check_params({**params, "device": "cpu"})
-    schema = header["schema"]
-    # A table has a list of columns, images have one shape.
-    detector.schema_ = PixelSchema.from_json(schema) if isinstance(schema, dict) else Schema.from_json(schema)
+    detector.schema_ = _schema(header["schema"], tensors)
     detector.architecture_ = header["architecture"]
     detector.seed_, detector.fingerprint_ = params["random_state"], header["fingerprint"]
-    prefix = "ensemble."
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    state = _part(tensors, "ensemble.")
     _check_size(detector, state)
     # On the meta device a network has shapes and no memory: a file that asks for a giant one is refused, not built.
     with torch.device("meta"):
@@ -141,6 +143,20 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     if header["named_features"]:
         detector.feature_names_in_ = np.array([column.name for column in detector.schema_.columns], dtype=object)
     return detector
+
+
+def _part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _schema(found: Any, tensors: dict[str, Any]) -> Schema | ImageSchema:
+    """A table has a list of columns, images have one shape, and features a backbone, too."""
+    if not isinstance(found, dict):
+        return Schema.from_json(found)
+    if "backbone" not in found:
+        return PixelSchema.from_json(found)
+    weights = {name: torch.from_numpy(value) for name, value in _part(tensors, "backbone.").items()}
+    return FeatureSchema.restore(found, weights)
 
 
 def _restore_threshold(detector: "VAEDetector", found: dict[str, Any]) -> None:

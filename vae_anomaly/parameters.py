@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vae_anomaly.augment import FLIPS
+from vae_anomaly.backbones import BACKBONES
 from vae_anomaly.errors import look_up
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.nets import NETS
@@ -70,6 +71,7 @@ def check_params(params: Mapping[str, Any]) -> None:
     look_up("score", params["score_name"], SCORES)
     look_up("threshold", params["threshold"], THRESHOLDS)
     check_fpr(params["fpr"])
+    _check_backbone(params["backbone"], params["backbone_weights"])
     for name, limits in LIMITS.items():
         limits.check(name, params[name])
     hidden, categorical = params["hidden"], params["categorical_features"]
@@ -80,6 +82,14 @@ def check_params(params: Mapping[str, Any]) -> None:
     if isinstance(params["flips"], str) or set(params["flips"]) - set(FLIPS):
         raise ValueError(f"flips={params['flips']!r} must be a sequence of 'h' (left-right) and 'v' (upside-down).")
     find_device(params["device"])
+
+
+def _check_backbone(backbone: Any, weights: Any) -> None:
+    if backbone is not None:
+        look_up("backbone", backbone, BACKBONES)
+    if weights is not None and not (backbone and BACKBONES[backbone].learned):
+        what = "no backbone is given" if backbone is None else f"the backbone {backbone!r} has none that are learned"
+        raise ValueError(f"backbone_weights={str(weights)!r} are weights for a backbone, and {what}.")
 
 
 def find_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Images -> rows of numbers, and back: what a schema of columns is for tables."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from vae_anomaly.errors import DataError
 
-__all__ = ["PixelSchema", "is_images", "pixels"]
+__all__ = ["ImageSchema", "PixelSchema", "Shape", "check_shape", "is_images", "pixels"]
 
 Shape = tuple[int, int, int]
 
@@ -53,8 +54,65 @@ def pixels(X: Any) -> NDArray[np.float32]:
     return array
 
 
+def check_shape(shape: tuple[Any, ...]) -> None:
+    """ValueError for what is no shape of images."""
+    if len(shape) != 3 or not all(isinstance(side, int) and 0 < side <= 1 << 16 for side in shape):
+        raise ValueError(f"images have no shape {shape}")
+
+
 @dataclass(frozen=True)
-class PixelSchema:
+class ImageSchema(ABC):
+    """What all schemas of images know: the shape that the images have."""
+
+    shape: Shape
+    """Channels, height and width."""
+
+    columns: ClassVar[tuple[Any, ...]] = ()
+    """A pixel is no column: it has no name of its own in the data."""
+
+    @property
+    def n_features(self) -> int:
+        """Number of pixels, all channels counted."""
+        return math.prod(self.shape)
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Where each pixel is: row and column from 1, and the channel where there are several."""
+        channels, height, width = self.shape
+        spots = [f"row {y + 1}, column {x + 1}" for y in range(height) for x in range(width)]
+        return spots if channels == 1 else [f"{spot}, channel {c + 1}" for c in range(channels) for spot in spots]
+
+    def notes(self) -> list[str]:
+        """Nothing is unexpected about a pixel."""
+        return []
+
+    @abstractmethod
+    def encode(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows of numbers; NaN throughout for an image that could not be decoded."""
+
+    @abstractmethod
+    def decode(self, encoded: NDArray[Any]) -> NDArray[np.float32]:
+        """Images of shape (n, channels, height, width), clipped to [0, 1]."""
+
+    @abstractmethod
+    def fold(self, entries: NDArray[Any]) -> NDArray[np.float64]:
+        """What falls to each pixel, shape (n, n_features), of what falls to each entry of a row; sums stay the same."""
+
+    @abstractmethod
+    def block_sizes(self) -> tuple[int, int, tuple[int, ...]]:
+        """Numbers of real and of binary entries of what the networks see, and of values of each categorical one."""
+
+    @abstractmethod
+    def resolutions(self) -> NDArray[np.float64]:
+        """Usual step between two values of each real entry, in scaled units; 0 where there is none."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which the same schema can be made."""
+
+
+@dataclass(frozen=True)
+class PixelSchema(ImageSchema):
     """How images of one shape become rows of numbers.
 
     Parameters
@@ -71,12 +129,8 @@ class PixelSchema:
     [[0.25, 0.25, 0.25, 0.25]]
     """
 
-    shape: Shape
     center: tuple[float, ...]
     scale: tuple[float, ...]
-
-    columns: ClassVar[tuple[Any, ...]] = ()
-    """A pixel is no column: it has no name of its own in the data."""
 
     @classmethod
     def infer(cls, images: NDArray[np.float32], *, scaling: str) -> "PixelSchema":
@@ -93,18 +147,6 @@ class PixelSchema:
         # Of images of one colour, a step of 8-bit pixels is all there is to measure by.
         scale = np.maximum(spread, 1 / 255)
         return cls(shape, tuple(map(float, center)), tuple(map(float, scale)))
-
-    @property
-    def n_features(self) -> int:
-        """Number of pixels, all channels counted."""
-        return math.prod(self.shape)
-
-    @property
-    def feature_names(self) -> list[str]:
-        """Where each pixel is: row and column from 1, and the channel where there are several."""
-        channels, height, width = self.shape
-        spots = [f"row {y + 1}, column {x + 1}" for y in range(height) for x in range(width)]
-        return spots if channels == 1 else [f"{spot}, channel {c + 1}" for c in range(channels) for spot in spots]
 
     def encode(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Rows of scaled pixels, shape (n, n_features); NaN throughout for an image that could not be decoded."""
@@ -134,10 +176,6 @@ class PixelSchema:
         by_channel = 1.0 / (255.0 * np.array(self.scale))
         return np.repeat(by_channel, math.prod(self.shape[1:]))
 
-    def notes(self) -> list[str]:
-        """Nothing is unexpected about a pixel."""
-        return []
-
     def to_json(self) -> dict[str, Any]:
         """Plain data from which :meth:`from_json` makes the same schema."""
         return asdict(self)
@@ -146,8 +184,7 @@ class PixelSchema:
     def from_json(cls, given: dict[str, Any]) -> "PixelSchema":
         """Inverse of :meth:`to_json`; ValueError for what is no schema."""
         shape, center, scale = (tuple(given[name]) for name in ("shape", "center", "scale"))
-        if len(shape) != 3 or not all(isinstance(side, int) and 0 < side <= 1 << 16 for side in shape):
-            raise ValueError(f"images have no shape {shape}")
+        check_shape(shape)
         if not len(center) == len(scale) == shape[0]:
             raise ValueError("its channels have other scales than its images")
         if not (np.isfinite([*center, *scale]).all() and min(scale) > 0):

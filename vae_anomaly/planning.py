@@ -7,7 +7,7 @@ import torch
 
 from vae_anomaly.augment import augment
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
-from vae_anomaly.pixels import PixelSchema
+from vae_anomaly.pixels import ImageSchema, PixelSchema
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.splitting import Split
 from vae_anomaly.training import Change, Plan
@@ -35,7 +35,7 @@ def n_references(n_entries: int) -> int:
 
 
 def architecture(
-    detector: "VAEDetector", schema: Schema | PixelSchema, x: torch.Tensor, split: Split
+    detector: "VAEDetector", schema: Schema | ImageSchema, x: torch.Tensor, split: Split
 ) -> dict[str, Any]:
     """Sizes of the networks for encoded rows ``x``, as plain data for the header of a model file."""
     n_entries, images = x.shape[1], isinstance(schema, PixelSchema)
@@ -49,7 +49,7 @@ def architecture(
     }
 
 
-def training_plan(detector: "VAEDetector", schema: Schema | PixelSchema, n_entries: int, n_rows: int) -> Plan:
+def training_plan(detector: "VAEDetector", schema: Schema | ImageSchema, n_entries: int, n_rows: int) -> Plan:
     """How to train on ``n_rows`` rows a member."""
     batch_size = int(detector.batch_size or min(256, max(64, MAX_BATCH_ENTRIES // n_entries)))
     steps_per_epoch = max(1, n_rows // batch_size)
@@ -67,7 +67,7 @@ def training_plan(detector: "VAEDetector", schema: Schema | PixelSchema, n_entri
     )
 
 
-def augmentation(detector: "VAEDetector", schema: Schema | PixelSchema) -> Change | None:
+def augmentation(detector: "VAEDetector", schema: Schema | ImageSchema) -> Change | None:
     """What is done to rows of scaled pixels before they are learned from; None if nothing was asked for."""
     asked: dict[str, Any] = {name: getattr(detector, name) for name in ("flips", "shift", "brightness")}
     if not any(asked.values()):
@@ -87,7 +87,7 @@ def augmentation(detector: "VAEDetector", schema: Schema | PixelSchema) -> Chang
 
 def build_vae(
     detector: "VAEDetector",
-    schema: Schema | PixelSchema,
+    schema: Schema | ImageSchema,
     sizes: dict[str, Any],
     generator: torch.Generator | None,
 ) -> VAE:
@@ -111,7 +111,7 @@ def build_vae(
     )
 
 
-def _floors(schema: Schema | PixelSchema, likelihood: str, min_scale: float) -> float | list[float]:
+def _floors(schema: Schema | ImageSchema, likelihood: str, min_scale: float) -> float | list[float]:
     """Floor under the scale of each real entry.
 
     A value that was rounded is not known to less than half a step, whatever the decoder thinks.

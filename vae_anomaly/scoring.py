@@ -24,35 +24,45 @@ RowFunction = Callable[..., Tensor]
 """``function(vae, x, eps)``: one result for each row of ``x``."""
 
 
-def map_rows(ensemble: Ensemble, eps: Tensor, function: RowFunction, encoded: NDArray[np.float32]) -> Floats:
-    """``function`` of every encoded row, mean over the members."""
+def map_rows(
+    ensemble: Ensemble, eps: Tensor, function: RowFunction, encoded: NDArray[np.float32], *, n_parts: int = 1
+) -> Floats:
+    """``function`` of every encoded row, mean over the members; it sees each row as ``n_parts`` samples."""
     holed = np.isnan(encoded).any(axis=1)
     if not holed.any():
-        return _map_blocks(ensemble, eps, function, encoded, imputation_steps=0)
+        return _map_blocks(ensemble, eps, function, encoded, n_parts, imputation_steps=0)
     # Imputation changes nothing for a complete row, so only the others pay for it.
-    some = _map_blocks(ensemble, eps, function, encoded[holed], imputation_steps=IMPUTATION_STEPS)
+    some = _map_blocks(ensemble, eps, function, encoded[holed], n_parts, imputation_steps=IMPUTATION_STEPS)
     results = np.empty((len(encoded), *some.shape[1:]))
     results[holed] = some
     if not holed.all():
-        results[~holed] = _map_blocks(ensemble, eps, function, encoded[~holed], imputation_steps=0)
+        results[~holed] = _map_blocks(ensemble, eps, function, encoded[~holed], n_parts, imputation_steps=0)
     return results
 
 
-def map_folds(ensemble: Ensemble, eps: Tensor, function: RowFunction, folds: NDArray[np.float32]) -> Floats:
+def map_folds(
+    ensemble: Ensemble, eps: Tensor, function: RowFunction, folds: NDArray[np.float32], *, n_parts: int = 1
+) -> Floats:
     """``function`` of rows of each member's own, shape (n_estimators, n_rows, n_entries): one result from each."""
     steps = IMPUTATION_STEPS if np.isnan(folds).any() else 0
-    return _map_blocks(ensemble, eps, function, folds, imputation_steps=steps)
+    return _map_blocks(ensemble, eps, function, folds, n_parts, imputation_steps=steps)
 
 
 def _map_blocks(
-    ensemble: Ensemble, eps: Tensor, function: RowFunction, encoded: NDArray[np.float32], *, imputation_steps: int
+    ensemble: Ensemble,
+    eps: Tensor,
+    function: RowFunction,
+    encoded: NDArray[np.float32],
+    n_parts: int,
+    *,
+    imputation_steps: int,
 ) -> Floats:
     device = ensemble.device
     eps = eps.to(device)
     results = []
     ensemble.skeleton.imputation_steps = imputation_steps
     shared = encoded.ndim == 2
-    size = max(1, min(SCORING_BATCH, MAX_SCORING_ENTRIES // encoded.shape[-1]))
+    size = max(1, min(SCORING_BATCH // n_parts, MAX_SCORING_ENTRIES // encoded.shape[-1]))
     for start in range(0, encoded.shape[-2], size):
         block = encoded[..., start : start + size, :]
         n_rows = block.shape[-2]

@@ -16,6 +16,8 @@ __all__ = ["MIN_ROWS_TO_SET_ASIDE", "Split", "rows_to_fit", "split_rows"]
 MIN_ROWS_TO_SET_ASIDE = 2000
 MAX_CALIBRATION_ROWS = 10_000
 MAX_HELD_OUT_ROWS = 1000
+# Of rows that are seen as many samples each, the more there are, the more alike are any two.
+MAX_PARTS = 500_000
 
 Rows = NDArray[np.intp]
 
@@ -46,6 +48,21 @@ class Split:
         if self.aside is not None:
             return self.aside
         return np.asarray(self.held_out[: self.n_folds].reshape(-1).numpy())
+
+    def parts(self, n_parts: int, generators: Sequence[torch.Generator]) -> "Split":
+        """Samples of the rows to train on and to watch, in random order, where each row is seen as ``n_parts`` samples.
+
+        A row's samples are alike: all of them are on one side.
+        """
+        if n_parts == 1:
+            return self
+
+        def spread(rows: Tensor, most: int) -> Tensor:
+            samples = (rows[:, :, None] * n_parts + torch.arange(n_parts)).flatten(1)
+            orders = [torch.randperm(samples.shape[1], generator=generator)[:most] for generator in generators]
+            return samples.gather(1, torch.stack(orders))
+
+        return replace(self, train=spread(self.train, MAX_PARTS), held_out=spread(self.held_out, MAX_PARTS // 10))
 
     def first(self, n_rows: int) -> "Split":
         """The same split with about ``n_rows`` calibration rows at most."""

@@ -20,6 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 REGISTRIES = {
     "baseline": ("baselines", "BASELINES"),
+    "backbone": ("backbones", "BACKBONES"),
     "likelihood": ("likelihoods", "LIKELIHOODS"),
     "net": ("nets", "NETS"),
     "prior": ("priors", "PRIORS"),
@@ -30,7 +31,7 @@ REGISTRIES = {
 
 
 def registry(what: str) -> dict[str, Any]:
-    """Registry of baselines, likelihoods, priors, scores or thresholds."""
+    """Registry of backbones, baselines, likelihoods, priors, scores or thresholds."""
     from importlib import import_module
 
     module, name = REGISTRIES[what]

@@ -56,6 +56,17 @@ if TYPE_CHECKING:
     help="auto: conv for large images, else mlp.",
 )
 @click.option(
+    "--backbone",
+    type=NameType("backbone"),
+    help="Model features of patches of images instead of pixels: gabor needs no weights, the others are torchvision's.",
+)
+@click.option(
+    "--weights",
+    "backbone_weights",
+    metavar="FILE",
+    help="The backbone's weights, as torch.save or safetensors writes a state_dict [default: torchvision's download].",
+)
+@click.option(
     "--size",
     type=click.IntRange(4, 2048),
     help="Height and width that images are resized to [default: found in the files].",

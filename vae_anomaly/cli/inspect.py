@@ -70,8 +70,20 @@ def _schema(schema: list[dict[str, Any]] | dict[str, Any]) -> dict[str, dict[str
     """Columns of a table, or the shape of images."""
     if isinstance(schema, dict):
         channels, height, width = schema["shape"]
-        return {"Images": {"height": height, "width": width, "channels": channels}}
+        return {"Images": {"height": height, "width": width, "channels": channels, **_backbone(schema)}}
     return {f"Columns ({len(schema)})": {column["name"]: _column(column) for column in schema}}
+
+
+def _backbone(schema: dict[str, Any]) -> dict[str, Any]:
+    """What describes patches, where not pixels are modelled."""
+    if "backbone" not in schema:
+        return {}
+    rows, columns = schema["grid"]
+    return {
+        "backbone": schema["backbone"],
+        "weights of it": schema["fingerprint"][:16],
+        "patches": f"{rows} x {columns}, {len(schema['center'])} features each",
+    }
 
 
 def _threshold(threshold: dict[str, Any]) -> dict[str, Any]:
