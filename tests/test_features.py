@@ -82,6 +82,13 @@ def test_defects_score_higher_and_the_threshold_catches_them(gabor):
     assert (bad > gabor.threshold_).mean() > 0.9
 
 
+def test_what_the_model_explains_is_asked_alone_unless_named(gabor):
+    images = cloth(3, 8)
+    assert gabor.score_name_ == "neg_log_px_z"
+    assert np.array_equal(gabor.anomaly_score(images), gabor.anomaly_score(images, score_name="neg_log_px_z"))
+    assert clone(gabor).set_params(score_name="kl").fit(cloth(40)).score_name_ == "kl"
+
+
 def test_scores_do_not_depend_on_order_or_company(detector):
     images = cloth(7, 3)
     scores = detector.anomaly_score(images)
@@ -114,7 +121,7 @@ def test_calibration_counts_images_not_patches(detector):
 
 def test_calibration_scores_are_those_of_the_member_that_did_not_see_the_image(gabor):
     encoded = torch.from_numpy(gabor.schema_.encode(cloth(40)))
-    function = gabor.schema_.score_function(SCORES[gabor.score_name].function)
+    function = gabor.schema_.score_function(SCORES[gabor.score_name_].function)
     with torch.no_grad():
         by_member = np.stack([function(vae, encoded, gabor.eps_).numpy() for vae in gabor.ensemble_.members()])
     gaps = np.abs(by_member[:, :, None] - gabor.calibration_scores_).min(axis=1)

@@ -70,7 +70,7 @@ TABLE = {
         "row_hashes", "features", "pixels", "tails", "thresholds", "training", "errors",
     },
     "scoring": {"ensemble"},
-    "planning": {"augment", "likelihoods", "pixels", "preprocessing", "splitting", "training", "vae"},
+    "planning": {"augment", "features", "likelihoods", "pixels", "preprocessing", "splitting", "training", "vae"},
     "detector": {
         "backbones", "ensemble", "errors", "features", "groups", "label_thresholds", "likelihoods", "model_state",
         "parameters", "pixels", "planning", "preprocessing", "pretrained", "row_hashes", "scores", "scoring",

@@ -211,7 +211,7 @@ def _model_facts(detector: "VAEDetector", model_name: str) -> dict[str, object]:
     rule = detector.threshold_rule_
     return {
         "File": model_name,
-        "Score": detector.score_name,
+        "Score": detector.score_name_,
         "Likelihood": detector.likelihood,
         "Prior": detector.prior,
         "Members": detector.n_estimators,
@@ -348,8 +348,8 @@ def _compared(detector: "VAEDetector", scored: Scored, model_name: str, *, compa
     if len(set(y[some])) < 2:
         return []
     X = as_fitted(detector, align(detector, scored.rows.take(some)).X)
-    others = {name: detector.anomaly_score(X, score_name=name) for name in SCORES if name != detector.score_name}
-    return compare_scores(y[some], {detector.score_name: own[some], **others})
+    others = {name: detector.anomaly_score(X, score_name=name) for name in SCORES if name != detector.score_name_}
+    return compare_scores(y[some], {detector.score_name_: own[some], **others})
 
 
 def _pictures(detector: "VAEDetector", scored: Scored) -> dict[str, Pictures]:

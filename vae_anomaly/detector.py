@@ -27,7 +27,7 @@ from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
-from vae_anomaly.planning import architecture, build_vae, n_references, training_plan
+from vae_anomaly.planning import architecture, build_vae, default_score, n_references, training_plan
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
@@ -54,8 +54,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         binary or categorical ones.
     prior : str, default="standard_normal"
         p(z), one of ``PRIORS``.
-    score_name : str, default="novelty"
-        Score to detect with, one of ``SCORES``; higher is more anomalous.
+    score_name : str, default="auto"
+        Score to detect with, one of ``SCORES``; higher is more anomalous. "auto" takes "novelty", and with a backbone
+        "neg_log_px_z"; the attribute ``score_name_`` says which.
     threshold : str, default="conformal"
         Rule from scores of held-out normal rows to a threshold, one of ``THRESHOLDS``.
     fpr : float, default=0.05
@@ -164,7 +165,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         likelihood: str = "auto",
         prior: str = "standard_normal",
-        score_name: str = "novelty",
+        score_name: str = "auto",
         threshold: str = "conformal",
         fpr: float = 0.05,
         n_estimators: int = 6,
@@ -286,7 +287,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.fingerprint_ = hashlib.sha256(encoded.tobytes()).hexdigest()
         self._train(torch.from_numpy(encoded), split, generators, on_check)
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
-        scores = self._calibration_map(self._score_function(SCORES[self.score_name]), encoded, split)
+        scores = self._calibration_map(self._score_function(self._score()), encoded, split)
         scores[np.isnan(encoded[split.calibration]).all(axis=1)] = np.nan
         self._set_first_threshold(scores, split, rows)
         self.row_hashes_: dict[str, NDArray[np.uint64]] = {
@@ -459,7 +460,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
         few = split.first(n_references(encoded.shape[1]))
-        entries = self._calibration_map(self._share_function(SCORES[self.score_name]), encoded, few)
+        entries = self._calibration_map(self._share_function(self._score()), encoded, few)
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual
 
@@ -531,7 +532,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         threshold = last["name"] if threshold is None else threshold
         encoded = self._encode(X)
         rows = None if groups is None else row_groups(groups, len(encoded))
-        self._set_threshold(self._scores(encoded, SCORES[self.score_name]), threshold, fpr, rows, strict=True)
+        self._set_threshold(self._scores(encoded, self._score()), threshold, fpr, rows, strict=True)
         hashes = row_hashes(encoded)
         self.row_hashes_ = {**self.row_hashes_, "calibration": sketch(hashes), "labels": sketch(hashes[:0])}
         return self
@@ -562,7 +563,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         known = look_up("threshold", rule, LABEL_THRESHOLDS)
         parameters = known.complete(rule, parameters)
         encoded = self._encode(X)
-        labels, scores = np.asarray(y), self._scores(encoded, SCORES[self.score_name])
+        labels, scores = np.asarray(y), self._scores(encoded, self._score())
         if labels.shape != scores.shape:
             raise ValueError(f"y has shape {labels.shape}, expected one label for each of the {len(scores)} rows of X.")
         labels, scores = labels[~np.isnan(scores)], scores[~np.isnan(scores)]
@@ -600,7 +601,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             Another one of ``SCORES`` than the detector's own.
         """
         check_is_fitted(self)
-        return self._scores(self._encode(X), look_up("score", score_name or self.score_name, SCORES))
+        return self._scores(self._encode(X), self._score(score_name))
 
     def score_samples(self, X: Any) -> Floats:
         """Negative anomaly score: scikit-learn's sign, lower is more anomalous."""
@@ -667,7 +668,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         encoded = self._encode(X)
-        explained = self._shares(encoded, look_up("score", score_name or self.score_name, SCORES))
+        explained = self._shares(encoded, self._score(score_name))
         explained[np.isnan(encoded).all(axis=1)] = np.nan
         return explained.reshape(-1, *self.schema_.shape) if isinstance(self.schema_, ImageSchema) else explained
 
@@ -760,6 +761,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         return self._member(member).codes.double().cpu().numpy()
+
+    @property
+    def score_name_(self) -> str:
+        """Name of the score that it detects with."""
+        check_is_fitted(self)
+        return default_score(self.schema_) if self.score_name == "auto" else self.score_name
+
+    def _score(self, name: str | None = None) -> Score:
+        return look_up("score", name or self.score_name_, SCORES)
 
     @property
     def holds_images(self) -> bool:

@@ -59,6 +59,7 @@ def _header(detector: "VAEDetector", notes: dict[str, Any]) -> dict[str, Any]:
     return {
         "params": {name: _plain(value) for name, value in detector.get_params().items()}
         | {"random_state": detector.seed_},
+        "score": detector.score_name_,
         "schema": detector.schema_.to_json(),
         "from_frame": detector.from_frame_,
         "named_features": hasattr(detector, "feature_names_in_"),

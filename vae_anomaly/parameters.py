@@ -68,7 +68,7 @@ def check_params(params: Mapping[str, Any]) -> None:
     look_up("likelihood", params["likelihood"], {**LIKELIHOODS, "auto": None})
     look_up("prior", params["prior"], PRIORS)
     look_up("net", params["net"], {**NETS, "auto": None})
-    look_up("score", params["score_name"], SCORES)
+    look_up("score", params["score_name"], {**SCORES, "auto": None})
     look_up("threshold", params["threshold"], THRESHOLDS)
     check_fpr(params["fpr"])
     _check_backbone(params["backbone"], params["backbone_weights"])

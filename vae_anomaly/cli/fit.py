@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     "--fpr", type=Fraction(), default=0.05, show_default=True, help="Share of normal rows that may be flagged."
 )
 @click.option("--threshold", type=NameType("threshold"), default="conformal", show_default=True)
-@click.option("--score", "score_name", type=NameType("score"), default="novelty", show_default=True)
+@click.option("--score", "score_name", type=NameType("score", ["auto"]), default="auto", show_default=True)
 @click.option("--likelihood", type=NameType("likelihood", ["auto"]), default="auto", show_default=True)
 @click.option("--prior", type=NameType("prior"), default="standard_normal", show_default=True)
 @click.option(

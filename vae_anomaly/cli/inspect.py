@@ -29,7 +29,7 @@ def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
     units = training["active_units"]
     return {
         "Model": {
-            "score": params["score_name"],
+            "score": header["score"],
             "likelihood": params["likelihood"],
             "prior": params["prior"],
             "members": params["n_estimators"],
