@@ -13,8 +13,8 @@ Baselines get columns standardised on the training rows. With --contamination C,
 to the training rows until they are the share C of these (half of all anomalies at most).
 
 Each run adds one JSON line to --runs; what stands there already is not run again. --table runs nothing and turns these
-lines into a Markdown file beside them, with --note at its top. A CSV of published figures in percent has columns dataset, method, auc_roc and
-auc_pr.
+lines into a Markdown file beside them, with --note at its top. A CSV of published figures in percent has columns
+dataset, method, auc_roc and auc_pr.
 """
 
 import argparse
