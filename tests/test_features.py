@@ -22,8 +22,8 @@ from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.scores import SCORES
 from vae_anomaly.splitting import split_rows
 
-SMALL = {"max_steps": 80, "n_estimators": 2, "hidden": (16,), "latent_dim": 4, "fpr": 0.2}
-OPTIONS = ("--latent-dim", 4, "--max-steps", 80, "--estimators", 2, "--hidden", "16", "--fpr", 0.2)
+SMALL = {"max_steps": 50, "n_estimators": 2, "hidden": (16,), "latent_dim": 4, "fpr": 0.2}
+OPTIONS = ("--latent-dim", 4, "--max-steps", 50, "--estimators", 2, "--hidden", "16", "--fpr", 0.2)
 
 
 def cloth(n, seed=0, *, cut=False, channels=1, size=32):
@@ -311,7 +311,15 @@ def test_each_orientation_answers_to_its_own_waves():
         assert int(energies.argmax()) == index
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_all_learned_backbones_are_torchvisions():
+    from torchvision.models import get_model_weights, list_models
+
+    learned = [name for name, backbone in BACKBONES.items() if backbone.learned]
+    assert set(learned) < set(list_models())
+    assert all(get_model_weights(name).DEFAULT.url.startswith("https://") for name in learned)
+
+
+@pytest.mark.parametrize("name", ["gabor", "resnet18", "resnet50"])
 def test_backbones_find_at_most_a_hundred_features_and_survive_a_file(name):
     from torchvision.models import get_model
 
