@@ -17,6 +17,7 @@ TABLE = {
     # The ground: nothing of the package.
     "errors": set(),
     "atomic": set(),
+    "scratch": set(),
     "tails": set(),
     "thresholds": {"tails"},
     "fused": set(),
@@ -38,6 +39,7 @@ TABLE = {
     "vae": {"errors", "likelihoods", "nets", "priors"},
     "ensemble": {"nets", "priors", "vae"},
     "augment": set(),
+    "streaming": set(),
     "scores": {"vae"},
     "optimizer": set(),
     "training": {"ensemble", "optimizer", "vae", "errors"},
@@ -57,6 +59,7 @@ TABLE = {
     "data.image_arrays": {"errors"},
     "data.named": {"data.image_set", "data.images", "errors"},
     "data.maps": {"atomic", "data.decoding"},
+    "data.decode_once": {"data.image_set", "scratch"},
     "data.masks": {"data.decoding"},
     "data.images": {
         "data.arrow", "data.decoding", "data.image_arrays", "data.image_set", "data.table", "data.tabular", "errors",
@@ -69,18 +72,18 @@ TABLE = {
         "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "planning", "preprocessing",
         "row_hashes", "features", "pixels", "tails", "thresholds", "training", "errors",
     },
-    "scoring": {"ensemble"},
+    "scoring": {"ensemble", "scratch"},
     "planning": {"augment", "features", "likelihoods", "pixels", "preprocessing", "splitting", "training", "vae"},
     "detector": {
         "backbones", "ensemble", "errors", "features", "groups", "label_thresholds", "likelihoods", "model_state",
-        "parameters", "pixels", "planning", "preprocessing", "pretrained", "row_hashes", "scores", "scoring",
-        "splitting", "tails", "thresholds", "training", "vae",
+        "parameters", "pixels", "planning", "preprocessing", "pretrained", "row_hashes", "scores", "scoring", "scratch",
+        "splitting", "streaming", "tails", "thresholds", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups"},
     # Evaluation.
     "areas": set(),
     "metrics": {"areas", "delong", "errors"},
-    "pixels": {"errors"},
+    "pixels": {"errors", "scratch"},
     "heat_maps": {"data.images", "data.maps", "pixels", "predictions"},
     "pixel_metrics": set(),
     "traversal": {"errors"},
@@ -128,7 +131,9 @@ TABLE = {
     "cli": {"errors"},
     "cli.common": {"data", "data.writers", "detector", "errors", "parameters", "thresholds"},
     "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
-    "cli.fit": {"cli.common", "cli.images", "data", "detector", "errors", "predictions", "row_hashes"},
+    "cli.fit": {
+        "cli.common", "cli.images", "data", "data.decode_once", "detector", "errors", "predictions", "row_hashes",
+    },
     "cli.score": {
         "atomic", "cli.common", "cli.images", "data", "data.writers", "discoveries", "drift", "heat_maps",
         "predictions",
@@ -147,11 +152,12 @@ TABLE = {
 
 TORCH_LAYER = (
     "backbones", "filters", "fused", "nets", "likelihoods", "patch_grid", "priors", "vae", "ensemble", "scores",
-    "optimizer", "training", "augment",
+    "optimizer", "training", "augment", "streaming",
 )  # fmt: skip
 FREE_OF_TORCH = (
     "errors", "atomic", "thresholds", "label_thresholds", "metrics", "report", "preprocessing", "persistence",
-    "predictions", "data", "data.samples", "baselines", "comparison",
+    "predictions", "data", "data.samples", "baselines", "comparison", "scratch", "pixels",
+    "pixel_metrics",
 )  # fmt: skip
 
 FILES = {

@@ -8,8 +8,9 @@ def rows(n_rows, seed=0, n_entries=5):
     return np.random.default_rng(seed).normal(size=(n_rows, n_entries)).astype(np.float32)
 
 
-def test_equal_rows_have_equal_hashes_and_others_do_not():
-    X = rows(1000)
+@pytest.mark.parametrize("n_entries", [5, 256, 257])
+def test_equal_rows_have_equal_hashes_and_others_do_not(n_entries):
+    X = rows(1000, n_entries=n_entries)
     X[3] = X[7]
     hashes = row_hashes(X)
     assert len(np.unique(hashes)) == 999
@@ -22,10 +23,14 @@ def test_the_order_of_the_entries_counts():
     assert len(set(row_hashes(np.array([[1, 2], [2, 1]], np.float32)).tolist())) == 2
 
 
-def test_all_missing_values_are_one():
+@pytest.mark.parametrize("repeats", [1, 300])
+def test_all_missing_values_are_one_and_so_are_the_zeros(repeats):
     other = np.array([0x7FC00001], np.uint32).view(np.float32)[0]
-    one, two = row_hashes(np.array([[1.0, np.nan], [1.0, other]], np.float32))
+    one, two, three = row_hashes(
+        np.tile(np.array([[0.0, np.nan], [-0.0, other], [1.0, np.nan]], np.float32), (1, repeats))
+    )
     assert one == two
+    assert one != three
 
 
 def test_rows_without_a_value_have_no_hash():

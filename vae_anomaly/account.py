@@ -16,7 +16,7 @@ from vae_anomaly.heat_maps import anomaly_maps, colour_scale
 from vae_anomaly.localisation import localisation
 from vae_anomaly.metrics import MAX_FPR, Evaluation, Unlabelled, evaluate
 from vae_anomaly.paired import Compared, compare_scores
-from vae_anomaly.predictions import align, as_fitted, predict_table, top_features
+from vae_anomaly.predictions import align, as_fitted, by_parts, predict_table, top_features
 from vae_anomaly.report.contents import Contents
 from vae_anomaly.report.diagnostics import LatentMap, latent_map
 from vae_anomaly.report.pictures import MAX_PICTURES, Grid, Pictures
@@ -114,7 +114,7 @@ def account(
         provenance={**(provenance or {}), **_versions(), "Seed": str(detector.seed_)},
         asked_fpr=detector.threshold_rule_["fpr"],
         promise=_promise(detector),
-        seen_rows=(seen := detector.seen_rows(as_fitted(detector, align(detector, scored.rows).X))),
+        seen_rows=(seen := _seen(detector, scored)),
         cautions=_cautions(detector.threshold_rule_, seen, len(scored.rows)),
         p_values=predictions["p_value"].to_numpy(dtype=float),
         history=_mean_history(detector),
@@ -280,13 +280,23 @@ def _mean_history(detector: "VAEDetector") -> Mapping[str, Any]:
     return {"epoch": history["epoch"], **curves}
 
 
+def _seen(detector: "VAEDetector", scored: Scored) -> dict[str, int]:
+    """How many rows the model has seen, by what for."""
+
+    def counts(X: Any) -> NDArray[np.int64]:
+        return np.array([list(detector.seen_rows(X).values())])
+
+    found = by_parts(detector, scored.rows, counts).sum(axis=0)
+    return dict(zip(detector.row_hashes_, map(int, found), strict=True))
+
+
 def _latent(detector: "VAEDetector", scored: Scored) -> LatentMap | None:
     """Where rows lie among the training rows; codes of patches and means over images do not compare."""
     if not detector.can_generate:
         return None
     some = np.linspace(0, len(scored.rows) - 1, min(len(scored.rows), MAX_LATENT_ROWS)).astype(int)
     rows = scored.rows.take(some)
-    codes = detector.latent(as_fitted(detector, align(detector, rows).X))
+    codes = by_parts(detector, rows, detector.latent)
     return latent_map(detector.training_codes(), codes, y=rows.y, flagged=_flagged(scored.predictions)[some])
 
 
@@ -347,9 +357,13 @@ def _compared(detector: "VAEDetector", scored: Scored, model_name: str, *, compa
     some = np.linspace(0, len(own) - 1, min(len(own), MAX_COMPARED_ROWS)).astype(int)
     if len(set(y[some])) < 2:
         return []
-    X = as_fitted(detector, align(detector, scored.rows.take(some)).X)
-    others = {name: detector.anomaly_score(X, score_name=name) for name in SCORES if name != detector.score_name_}
-    return compare_scores(y[some], {detector.score_name_: own[some], **others})
+    names = [name for name in SCORES if name != detector.score_name_]
+
+    def all_scores(X: Any) -> Floats:
+        return np.stack([detector.anomaly_score(X, score_name=name) for name in names], axis=1)
+
+    others = by_parts(detector, scored.rows.take(some), all_scores)
+    return compare_scores(y[some], {detector.score_name_: own[some], **dict(zip(names, others.T, strict=True))})
 
 
 def _pictures(detector: "VAEDetector", scored: Scored) -> dict[str, Pictures]:

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -32,8 +32,10 @@ from vae_anomaly.preprocessing import Schema
 from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
 from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, shares
-from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, map_folds, map_rows
+from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, block_size, by_blocks, map_folds, map_rows
+from vae_anomaly.scratch import blocks, on_disk
 from vae_anomaly.splitting import Split, rows_to_fit, split_rows
+from vae_anomaly.streaming import RowsOnDisk
 from vae_anomaly.tails import excess_rows_needed
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr, or_extrapolate, p_values
 from vae_anomaly.training import OnCheck, active_units, train
@@ -284,15 +286,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             _by_group(rows, self.threshold, self.fpr)
         self.schema_ = self._infer_schema(frame, split.fitted)
         encoded = self.schema_.encode(frame)
-        self.fingerprint_ = hashlib.sha256(encoded.tobytes()).hexdigest()
-        self._train(torch.from_numpy(encoded), split, generators, on_check)
+        self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(encoded).data).hexdigest()
+        self._train(encoded, split, generators, on_check)
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
         scores = self._calibration_map(self._score_function(self._score()), encoded, split)
-        scores[np.isnan(encoded[split.calibration]).all(axis=1)] = np.nan
+        scores[by_blocks(_is_empty, encoded, split.calibration)] = np.nan
         self._set_first_threshold(scores, split, rows)
         self.row_hashes_: dict[str, NDArray[np.uint64]] = {
-            "training": sketch(row_hashes(encoded[split.fitted])),
-            "calibration": sketch(row_hashes(encoded[split.calibration])),
+            "training": sketch(by_blocks(row_hashes, encoded, split.fitted)),
+            "calibration": sketch(by_blocks(row_hashes, encoded, split.calibration)),
             "labels": sketch(row_hashes(encoded[:0])),
         }
         self.usual_shares_ = self._usual_shares(encoded, split)
@@ -317,7 +319,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 raise ValueError(f"likelihood={self.likelihood!r} describes categories, and pixels are numbers.")
             if self.backbone is not None:
                 return self._feature_schema(frame[rows], kind.scaling)
-            return PixelSchema.infer(frame[rows], scaling=kind.scaling)
+            return PixelSchema.infer(frame, scaling=kind.scaling, rows=rows)
         if self.backbone is not None:
             raise ValueError(
                 f"backbone={self.backbone!r} is for images, of shape (n_samples, channels, height, width)."
@@ -410,11 +412,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return or_extrapolate(n_rows, self.fpr) if enough and self.threshold == "conformal" else ""
 
     def _train(
-        self, x: torch.Tensor, split: Split, generators: list[torch.Generator], on_check: OnCheck | None
+        self, encoded: NDArray[np.float32], split: Split, generators: list[torch.Generator], on_check: OnCheck | None
     ) -> None:
-        device = find_device(self.device)
-        n_parts = self._n_parts
-        x, split = x.reshape(len(x) * n_parts, -1), split.parts(n_parts, generators[:-1])
+        device, n_parts = find_device(self.device), self._n_parts
+        encoded, split = encoded.reshape(len(encoded) * n_parts, -1), split.parts(n_parts, generators[:-1])
+        x = torch.from_numpy(encoded)
         rest = torch.from_numpy(split.fitted)
         self.architecture_: dict[str, Any] = architecture(self, self.schema_, x, split)
         members = [build_vae(self, self.schema_, self.architecture_, generator) for generator in generators[:-1]]
@@ -423,7 +425,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             member.prior.start_from(x[some])
         self.ensemble_ = Ensemble(members).to(device)
         self.eps_ = torch.randn(self.n_mc, 1, self.architecture_["latent_dim"], generator=generators[-1])
-        x, train_rows, held_out_rows = x.to(device), split.train.to(device), split.held_out.to(device)
+        # What does not fit into memory stays on disk, and answers to the same indices.
+        x = cast(torch.Tensor, RowsOnDisk(encoded, device)) if on_disk(encoded) else x.to(device)
+        train_rows, held_out_rows = split.train.to(device), split.held_out.to(device)
         plan = training_plan(self, self.schema_, x.shape[1], train_rows.shape[1])
         self.history_ = train(self.ensemble_, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
         few = n_references(x.shape[1])
@@ -452,10 +456,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32], split: Split
     ) -> Floats:
         """``function`` of the calibration rows, each by the members that did not see it."""
+        n_parts = self._n_parts
         if split.aside is not None:
-            return self._map_rows(function, encoded[split.aside])
-        folds = encoded[split.held_out.numpy()]
-        results = map_folds(self.ensemble_, self.eps_, function, folds, n_parts=self._n_parts)
+            return by_blocks(lambda part: self._map_rows(function, part), encoded, split.aside, n_parts)
+        folds, n_entries = split.held_out.numpy(), encoded.shape[1]
+        parts = blocks(folds.shape[1], len(folds) * n_entries, multiple=block_size(n_entries, n_parts))
+        found = [
+            map_folds(self.ensemble_, self.eps_, function, encoded[folds[:, part]], n_parts=n_parts) for part in parts
+        ]
+        results = np.concatenate(found, axis=1)
         return results[: split.n_folds].reshape(-1, *results.shape[2:])
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
@@ -864,6 +873,11 @@ def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:
     groups = Groups.of(rows)
     groups.check_enough(rule.rows_needed(fpr), fpr)
     return groups
+
+
+def _is_empty(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Rows without any value."""
+    return np.asarray(np.isnan(encoded).all(axis=1))
 
 
 def _check_rows(frame: pd.DataFrame, at_least: int) -> None:

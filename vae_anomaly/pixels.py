@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_anomaly.errors import DataError
+from vae_anomaly.scratch import blocks, empty_like_source
 
 __all__ = ["ImageSchema", "PixelSchema", "Shape", "check_shape", "is_images", "pixels"]
 
@@ -42,16 +44,27 @@ def pixels(X: Any) -> NDArray[np.float32]:
     if hasattr(X, "load"):
         loaded: NDArray[np.float32] = X.load()[0]
         return loaded
-    array = np.asarray(X)
+    array = np.asanyarray(X)
     if array.dtype.kind == "u":
-        return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
-    array = array.astype(np.float32)
-    low, high = (float(end) for end in (np.nanmin(array, initial=0.0), np.nanmax(array, initial=0.0)))
+        return _as_floats(array, np.float32(np.iinfo(array.dtype).max))
+    array = array if array.dtype == np.float32 else _as_floats(array, None)
+    parts = [array[block] for block in blocks(len(array), math.prod(array.shape[1:]))]
+    low = float(min((np.nanmin(part, initial=0.0) for part in parts), default=0.0))
+    high = float(max((np.nanmax(part, initial=0.0) for part in parts), default=0.0))
     if low < 0.0 or high > 1.0:
         raise DataError(
             f"Pixels must lie between 0 and 1, and these go from {low:g} to {high:g}. Divide by their largest value."
         )
     return array
+
+
+def _as_floats(array: NDArray[Any], white: np.float32 | None) -> NDArray[np.float32]:
+    """Numbers of another type as float32, where the array is; whole ones divided by that of white."""
+    floats = empty_like_source(array, array.shape)
+    for block in blocks(len(array), math.prod(array.shape[1:])):
+        part = array[block].astype(np.float32)
+        floats[block] = part if white is None else part / white
+    return floats
 
 
 def check_shape(shape: tuple[Any, ...]) -> None:
@@ -133,17 +146,21 @@ class PixelSchema(ImageSchema):
     scale: tuple[float, ...]
 
     @classmethod
-    def infer(cls, images: NDArray[np.float32], *, scaling: str) -> "PixelSchema":
-        """Schema of training images: standardised by channel, or left in [0, 1] with ``scaling="unit"``."""
+    def infer(cls, images: NDArray[np.float32], *, scaling: str, rows: NDArray[np.intp] | None = None) -> "PixelSchema":
+        """Schema of training images: standardised by channel, or left in [0, 1] with ``scaling="unit"``.
+
+        Of these images, ``rows`` are looked at, or all.
+        """
         channels, height, width = images.shape[1:]
         shape: Shape = channels, height, width
-        known = images[~np.isnan(images).any(axis=(1, 2, 3))]
-        if not len(known):
+        rows = np.arange(len(images)) if rows is None else rows
+        n, center = _channel_means(images, rows, lambda part: part)
+        if not n:
             raise DataError("None of the images can be decoded, so there is nothing to learn from.")
         if scaling == "unit":
             return cls(shape, (0.0,) * shape[0], (1.0,) * shape[0])
-        center = known.mean(axis=(0, 2, 3), dtype=np.float64)
-        spread = known.std(axis=(0, 2, 3), dtype=np.float64)
+        middle = center[:, None, None]
+        spread = np.sqrt(_channel_means(images, rows, lambda part: (part - middle) ** 2)[1])
         # Of images of one colour, a step of 8-bit pixels is all there is to measure by.
         scale = np.maximum(spread, 1 / 255)
         return cls(shape, tuple(map(float, center)), tuple(map(float, scale)))
@@ -153,7 +170,9 @@ class PixelSchema(ImageSchema):
         if images.shape[1:] != self.shape:
             raise DataError(f"Images of shape {images.shape[1:]} were given, and the model knows {self.shape}.")
         center, scale = (np.array(part, dtype=np.float32)[:, None, None] for part in (self.center, self.scale))
-        rows: NDArray[np.float32] = ((images - center) / scale).astype(np.float32).reshape(len(images), -1)
+        rows = empty_like_source(images, (len(images), self.n_features))
+        for block in blocks(len(images), self.n_features):
+            rows[block] = ((images[block] - center) / scale).reshape(-1, self.n_features)
         return rows
 
     def decode(self, encoded: NDArray[Any]) -> NDArray[np.float32]:
@@ -190,3 +209,16 @@ class PixelSchema(ImageSchema):
         if not (np.isfinite([*center, *scale]).all() and min(scale) > 0):
             raise ValueError("a channel has no usable scale")
         return cls(shape, center, scale)
+
+
+def _channel_means(
+    images: NDArray[np.float32], rows: NDArray[np.intp], function: Callable[[NDArray[Any]], NDArray[Any]]
+) -> tuple[int, NDArray[np.float64]]:
+    """Number of images without a hole, and the mean of a function of their pixels, by channel."""
+    n, sums = 0, np.zeros(images.shape[1])
+    for block in blocks(len(rows), math.prod(images.shape[1:])):
+        part = images[rows[block]]
+        known = part[~np.isnan(part).any(axis=(1, 2, 3))]
+        n += len(known)
+        sums += function(known).sum(axis=(0, 2, 3), dtype=np.float64)
+    return n, sums / max(1, n * math.prod(images.shape[2:]))

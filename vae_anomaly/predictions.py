@@ -1,7 +1,7 @@
 """From a detector and a table to the predictions table: one line a row, in order, whatever happened to it."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,7 @@ __all__ = [
     "Aligned",
     "align",
     "as_fitted",
+    "by_parts",
     "groups_of",
     "has_group",
     "images_at_once",
@@ -111,6 +112,11 @@ def _select(detector: "VAEDetector", data: Data) -> tuple[pd.DataFrame, tuple[st
     return X[known].copy(), tuple(name for name in present if name not in expected)
 
 
+def by_parts(detector: "VAEDetector", data: "Data | Images", function: Callable[[Any], NDArray[Any]]) -> NDArray[Any]:
+    """``function`` of all rows as the detector takes them, one result each: images a few at a time."""
+    return np.concatenate([function(as_fitted(detector, align(detector, part).X)) for part in parts(detector, data)])
+
+
 def predict_table(
     detector: "VAEDetector",
     data: "Data | Images",
@@ -118,6 +124,7 @@ def predict_table(
     score_names: Sequence[str] = (),
     n_top: int = 3,
     fdr: float | None = None,
+    on_part: Callable[[int], None] | None = None,
 ) -> tuple[pd.DataFrame, Aligned]:
     """Predictions table of ``data``, and the aligned columns that it was made from.
 
@@ -130,10 +137,16 @@ def predict_table(
 
     A detector that was calibrated by group judges each row by its own, which ``data.kept`` names: p-value, threshold
     and rule are those of the group, and of all calibration rows where the group is missing or was not calibrated.
+
+    ``on_part`` is told how many rows more have been scored: all of a table at once, images a few at a time.
     """
     if fdr is not None:
         check_fdr(fdr)
-    found = [_scored(detector, part, score_names, n_top) for part in parts(detector, data)]
+    found = []
+    for part in parts(detector, data):
+        found.append(_scored(detector, part, score_names, n_top))
+        if on_part is not None:
+            on_part(len(part))
     scored = pd.concat([part for part, _ in found], ignore_index=True)
     # The one part of a table is the whole.
     aligned = (

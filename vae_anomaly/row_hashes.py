@@ -1,5 +1,7 @@
 """Hashes of encoded rows: whether a row was seen before, without keeping it."""
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -8,6 +10,9 @@ __all__ = ["MAX_KEPT", "check_sketch", "overlap", "row_hashes", "sketch"]
 
 # Of more distinct rows, those with the smallest hashes stand for all: a random sample that is the same one every time.
 MAX_KEPT = 100_000
+
+# Columns are hashed one after the other, which takes long for images; of more than these, rows are.
+MANY_COLUMNS = 256
 
 Hashes = NDArray[np.uint64]
 
@@ -31,6 +36,9 @@ def row_hashes(encoded: NDArray[np.float32]) -> Hashes:
     known = ~np.isnan(encoded).all(axis=1)
     # Of 0 and -0, and of the many NaN, one.
     plain = np.where(np.isnan(encoded), np.float32(np.nan), encoded + np.float32(0.0))[known]
+    if plain.shape[1] > MANY_COLUMNS:
+        digests = [hashlib.blake2b(row.data, digest_size=8).digest() for row in np.ascontiguousarray(plain)]
+        return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
     hashes: Hashes = pd.util.hash_pandas_object(pd.DataFrame(plain), index=False).to_numpy(np.uint64)
     return hashes
 

@@ -1,6 +1,7 @@
 """Functions of a VAE on many rows: in blocks of one shape, by all members, holes filled where there are any."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.scratch import blocks
 
-__all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "map_folds", "map_rows"]
+__all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "map_folds", "map_rows"]
 
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
@@ -22,6 +24,23 @@ IMPUTATION_STEPS = 10
 Floats = NDArray[np.float64]
 RowFunction = Callable[..., Tensor]
 """``function(vae, x, eps)``: one result for each row of ``x``."""
+
+
+def block_size(n_entries: int, n_parts: int = 1) -> int:
+    """Rows of so many entries, each ``n_parts`` samples, that are scored together."""
+    return max(1, min(SCORING_BATCH // n_parts, MAX_SCORING_ENTRIES // n_entries))
+
+
+def by_blocks(
+    function: Callable[[NDArray[np.float32]], NDArray[Any]],
+    encoded: NDArray[np.float32],
+    rows: NDArray[np.intp],
+    n_parts: int = 1,
+) -> NDArray[Any]:
+    """``function`` of some rows, a part of them at a time: what is on disk need not fit into memory."""
+    n_entries = encoded.shape[1]
+    parts = blocks(len(rows), n_entries, multiple=block_size(n_entries, n_parts))
+    return np.concatenate([function(encoded[rows[part]]) for part in parts])
 
 
 def map_rows(
@@ -62,7 +81,7 @@ def _map_blocks(
     results = []
     ensemble.skeleton.imputation_steps = imputation_steps
     shared = encoded.ndim == 2
-    size = max(1, min(SCORING_BATCH // n_parts, MAX_SCORING_ENTRIES // encoded.shape[-1]))
+    size = block_size(encoded.shape[-1], n_parts)
     for start in range(0, encoded.shape[-2], size):
         block = encoded[..., start : start + size, :]
         n_rows = block.shape[-2]

@@ -19,6 +19,8 @@ __all__ = ["Change", "History", "Plan", "active_units", "train"]
 # Rows on which held-out terms are computed: enough for a mean, few enough to cost less than the steps between two
 # checks.
 MAX_HELD_OUT = 2000  # times the draws of z for each
+# Of wide rows, such as images, fewer: these rows lie in memory while all others may stay on disk.
+MAX_HELD_OUT_ENTRIES = 8_000_000
 MIN_STEPS_PER_CHECK = 25
 TERMS = ("elbo", "reconstruction", "kl")
 
@@ -129,7 +131,8 @@ class _Run:
         generators: Sequence[torch.Generator],
     ) -> None:
         self.ensemble, self.x, self.plan, self.generators = ensemble, x, plan, generators
-        self.train_rows, self.held_out_x = train_rows, x[held_out_rows[:, :MAX_HELD_OUT]]
+        few = max(1, min(MAX_HELD_OUT, MAX_HELD_OUT_ENTRIES // math.prod(x.shape[1:])))
+        self.train_rows, self.held_out_x = train_rows, x[held_out_rows[:, :few]]
         n_rows = train_rows.shape[1]
         self.batch_size = min(plan.batch_size, n_rows)
         self.steps_per_epoch = max(1, n_rows // self.batch_size)
@@ -141,7 +144,7 @@ class _Run:
         self.weights = FlatParameters(ensemble, plan)
         self.joint = ensemble.joint()
         if self.joint is not None:
-            self.joint.complete = not bool(torch.isnan(x).any())
+            self.joint.complete = not _has_holes(x)
         self.best_elbo = -math.inf
         self.best_check = 0
         self.best_weights = self.weights.copy()
@@ -252,6 +255,12 @@ class _Run:
         curves = dict(zip((f"train_{term}" for term in TERMS), trained, strict=True))
         curves |= dict(zip((f"val_{term}" for term in TERMS), held_out, strict=True))
         return History(epoch=np.array(self.epochs), best=np.array(self.best_check), **curves)
+
+
+def _has_holes(x: Tensor) -> bool:
+    """Whether an entry is missing; a few rows at a time, as they may lie on disk."""
+    size = max(1, MAX_HELD_OUT_ENTRIES // math.prod(x.shape[1:]))
+    return any(bool(torch.isnan(x[start : start + size]).any()) for start in range(0, len(x), size))
 
 
 def _trimmed_mean(elbo: Tensor) -> float:

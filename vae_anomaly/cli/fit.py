@@ -21,7 +21,7 @@ from vae_anomaly.cli.common import (
     table_options,
     tell,
 )
-from vae_anomaly.cli.images import check_normal, image_options, read_any, tell_resized
+from vae_anomaly.cli.images import check_normal, image_options, image_progress, read_any, tell_resized
 
 if TYPE_CHECKING:
     from vae_anomaly.data import Data
@@ -118,6 +118,7 @@ def command(
     images: bool,
     normal_class: tuple[str, ...],
     root: str,
+    cache_gb: float,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -138,6 +139,7 @@ def command(
         images=images,
         normal_class=normal_class,
         root=root,
+        cache_gb=cache_gb,
         size=size,
         label=label,
         normal_value=normal_value,
@@ -148,8 +150,8 @@ def command(
         text_columns=categorical if group is None else (*categorical, group),
     )
     _check_images(table, params)
-    normal = _normal(table, quiet)
-    detector = _fit(normal, group, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
+    normal, X = _normal(table, cache_gb, quiet)
+    detector = _fit(normal, X, group, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
     notes = {"data": table.name, "left_out_columns": list(table.dropped), "id": id_column}
     detector.save(output, notes=notes)
     summary = _summary(detector, table, normal, output)
@@ -167,16 +169,19 @@ def _check_images(table: "Data | Images", params: dict[str, Any]) -> None:
             raise click.UsageError(f"{option} is for images, and {table.name} holds none.")
 
 
-def _normal(table: "Data | Images", quiet: bool) -> "Data | Images":
-    """What to train on; images that can't be decoded are left out."""
+def _normal(table: "Data | Images", cache_gb: float, quiet: bool) -> tuple["Data | Images", Any]:
+    """What to train on, as rows and as the detector takes it; images that can't be decoded are left out."""
     from vae_anomaly.data import Data
+    from vae_anomaly.data.decode_once import decode_once
     from vae_anomaly.errors import DataError
 
     normal = table.normal()
+    X = normal.X
     if not isinstance(normal, Data):
         check_normal(normal, quiet)
         tell_resized(normal, quiet)
-        reasons = normal.X.load()[1]
+        with image_progress(quiet, "Decoding", "Decoded", len(normal)) as on_part:
+            X, reasons = decode_once(normal.X, cache_gb=cache_gb, on_part=on_part)
         if (reasons != "").any():
             first = int((reasons != "").argmax())
             tell(quiet, f"Left out {(reasons != '').sum()} images, such as {normal.locate(first)}: {reasons[first]}.")
@@ -184,7 +189,7 @@ def _normal(table: "Data | Images", quiet: bool) -> "Data | Images":
     if len(normal) < 2:
         what = f"{_kind(table)}" if table.y is None else f"{_kind(table)} labelled normal"
         raise DataError(f"{table.name} has {len(normal) or 'no'} {what}, and at least 2 are needed to fit.")
-    return normal
+    return normal, X
 
 
 def _kind(table: "Data | Images") -> str:
@@ -203,7 +208,7 @@ def _widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-def _fit(normal: "Data | Images", group: str | None, quiet: bool, **params: Any) -> "VAEDetector":
+def _fit(normal: "Data | Images", X: Any, group: str | None, quiet: bool, **params: Any) -> "VAEDetector":
     from vae_anomaly.detector import VAEDetector
     from vae_anomaly.errors import CalibrationWarning, DataError
     from vae_anomaly.predictions import located
@@ -213,7 +218,7 @@ def _fit(normal: "Data | Images", group: str | None, quiet: bool, **params: Any)
         # In the shell nobody would see a model that never flags anything for what it is.
         warnings.simplefilter("error", CalibrationWarning)
         try:
-            detector.fit(normal.X, groups=None if group is None else normal.kept[group], on_check=on_check)
+            detector.fit(X, groups=None if group is None else normal.kept[group], on_check=on_check)
         except CalibrationWarning as warning:
             raise DataError(f"{normal.name}: {warning}") from None
     return detector

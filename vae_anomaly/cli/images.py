@@ -1,21 +1,26 @@
 """Images on the command line: which DATA holds them, and how they are read."""
 
 import os
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
-from vae_anomaly.cli.common import Command, all_options, read_data, tell
+from vae_anomaly.cli.common import Command, FiniteRange, all_options, read_data, tell
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from vae_anomaly.data import Data
     from vae_anomaly.data.images import Images
     from vae_anomaly.detector import VAEDetector
 
-__all__ = ["check_normal", "image_options", "read_any", "tell_resized"]
+__all__ = ["check_normal", "image_options", "image_progress", "read_any", "tell_resized"]
 
 # Where torchvision's data sets go that were not there.
 DEFAULT_ROOT = "~/.cache/vae-anomaly"
@@ -45,6 +50,13 @@ def image_options(command: Command) -> Command:
                 show_default=True,
                 help="Where the files of a named data set are, or go.",
             ),
+            click.option(
+                "--cache-gb",
+                type=FiniteRange(0),
+                default=2.0,
+                show_default=True,
+                help="Gigabytes of decoded images to keep in memory; fit puts more than that into a temporary file.",
+            ),
         ]
     )(command)
 
@@ -56,6 +68,7 @@ def read_any(
     images: bool,
     normal_class: Sequence[str],
     root: str,
+    cache_gb: float,
     size: int | None = None,
     detector: "VAEDetector | None" = None,
     **columns: Any,
@@ -79,7 +92,8 @@ def read_any(
         "size": size if shape is None else shape[1:],
         "channels": None if shape is None else shape[0],
     }
-    found = _read(path, split, normal_class, root, columns, options)
+    # fit decodes each image once, and has no use for them afterwards.
+    found = _read(path, split, normal_class, root, columns, options, cache_gb=0.0 if detector is None else cache_gb)
     in_split = found.splits == split
     return found.take(in_split) if in_split.any() else found
 
@@ -139,6 +153,29 @@ def check_normal(images: "Images", quiet: bool) -> None:
     tell(quiet, f"{images.name} has classes ({named}), and all images are taken as normal; --normal-class says else.")
 
 
+@contextmanager
+def image_progress(quiet: bool, doing: str, done: str, n_images: int) -> "Iterator[Callable[[int], None]]":
+    """Told of images as they are done, it shows how many, and in the end how many a second."""
+    start, count = time.perf_counter(), 0
+    shown = sys.stderr if sys.stderr.isatty() and not quiet else None
+    bar: Any = click.progressbar(length=n_images, label=doing, file=sys.stderr) if shown else nullcontext()
+
+    def rate() -> str:
+        return f"{count / max(time.perf_counter() - start, 1e-9):,.3g} a second"
+
+    with bar as line:
+
+        def on_part(n: int) -> None:
+            nonlocal count
+            count += n
+            if shown:
+                line.label = f"{doing}, {rate()}"
+                line.update(n)
+
+        yield on_part
+    tell(quiet, f"{done} {count:,} images, {rate()}.")
+
+
 def tell_resized(images: "Images", quiet: bool) -> None:
     """Say to which size images are brought that have another one, or several."""
     sizes = images.X.own_sizes()
@@ -173,7 +210,13 @@ def _refuse_columns(columns: dict[str, Any]) -> None:
 
 
 def _read(
-    path: str, split: str, normal_class: Sequence[str], root: str, columns: dict[str, Any], options: dict[str, Any]
+    path: str,
+    split: str,
+    normal_class: Sequence[str],
+    root: str,
+    columns: dict[str, Any],
+    options: dict[str, Any],
+    cache_gb: float,
 ) -> "Images":
     from vae_anomaly.data.images import read_images
     from vae_anomaly.data.named import NAMED, read_named
@@ -181,4 +224,4 @@ def _read(
     normal = tuple(normal_class) or tuple(columns.get("normal_value") or ())
     if path in NAMED and not os.path.exists(path):
         return read_named(path, root=Path(root).expanduser(), normal_class=normal, split=split, **options)
-    return read_images(path, label=columns.get("label"), normal_class=normal, **options)
+    return read_images(path, label=columns.get("label"), normal_class=normal, cache_gb=cache_gb, **options)

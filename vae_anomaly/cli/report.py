@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vae_anomaly.report import Contents
 
 GATE_FAILED = 6
-READING = ("label", "normal_value", "id_column", "drop", "delimiter", "images", "normal_class", "root")
+READING = ("label", "normal_value", "id_column", "drop", "delimiter", "images", "normal_class", "root", "cache_gb")
 
 
 class Outputs(NamedTuple):

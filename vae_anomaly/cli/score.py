@@ -1,6 +1,7 @@
 """vae-anomaly score: model and new rows in, predictions table out."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from vae_anomaly.cli.common import (
     table_options,
     tell,
 )
-from vae_anomaly.cli.images import image_options, read_any
+from vae_anomaly.cli.images import image_options, image_progress, read_any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +95,10 @@ def command(
     table = read_any(data, split="test", detector=detector, **columns, **model_columns(detector))
     if maps is not None:
         _check_maps(maps, table, overwrite)
-    predictions, aligned = predict_table(detector, table, score_names=score_names, n_top=n_top, fdr=fdr)
+    with _progress(quiet, table) as on_part:
+        predictions, aligned = predict_table(
+            detector, table, score_names=score_names, n_top=n_top, fdr=fdr, on_part=on_part
+        )
     _write(predictions, output, file_format)
     if maps is not None and not isinstance(table, Data):
         write_anomaly_maps(detector, table, maps)
@@ -129,6 +133,15 @@ def command(
             f"{summary['flagged_share']:.2%} of the rows are flagged, more than --fail-above-rate {fail_above_rate}.",
         )
         raise click.exceptions.Exit(GATE_FAILED)
+
+
+def _progress(quiet: bool, table: "Data | Images") -> Any:
+    """Progress over images; a table is done at once."""
+    from vae_anomaly.data import Data
+
+    if isinstance(table, Data):
+        return nullcontext()
+    return image_progress(quiet, "Scoring", "Scored", len(table))
 
 
 def _check_maps(folder: str, table: "Data | Images", overwrite: bool) -> None:
