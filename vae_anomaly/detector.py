@@ -27,7 +27,14 @@ from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
-from vae_anomaly.planning import architecture, build_vae, default_score, n_references, training_plan
+from vae_anomaly.planning import (
+    architecture,
+    build_vae,
+    default_score,
+    n_held_out_references,
+    n_references,
+    training_plan,
+)
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
@@ -430,8 +437,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         train_rows, held_out_rows = split.train.to(device), split.held_out.to(device)
         plan = training_plan(self, self.schema_, x.shape[1], train_rows.shape[1])
         self.history_ = train(self.ensemble_, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
-        few = n_references(x.shape[1])
-        self._fill_references(x[train_rows[:, :few]], x[held_out_rows[:, :few]])
+        few, fewer = n_references(x.shape[1]), n_held_out_references(x.shape[1], self.n_mc)
+        self._fill_references(x[train_rows[:, :few]], x[held_out_rows[:, :fewer]])
 
     @torch.no_grad()
     def _fill_references(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:

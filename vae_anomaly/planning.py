@@ -17,12 +17,23 @@ from vae_anomaly.vae import VAE
 if TYPE_CHECKING:
     from vae_anomaly.detector import VAEDetector
 
-__all__ = ["architecture", "augmentation", "build_vae", "default_score", "n_references", "training_plan"]
+__all__ = [
+    "architecture",
+    "augmentation",
+    "build_vae",
+    "default_score",
+    "n_held_out_references",
+    "n_references",
+    "training_plan",
+]
 
 # Rows that the references (samples to compare with, latent covariance, usual scores) are computed from.
 MAX_REFERENCE_ROWS = 5000
 # Numbers that each member keeps of training rows: of wide rows, such as images, it keeps fewer.
 MAX_REFERENCE_ENTRIES = 4_000_000
+# Numbers that the draws for them take, in each of some ten tensors.
+MAX_REFERENCE_DRAWS = 16_000_000
+MIN_REFERENCE_ROWS = 20
 MAX_LATENT_DIM = 128
 # Wide rows in large batches make a step take long, and no fewer steps.
 MAX_BATCH_ENTRIES = 150_000
@@ -42,6 +53,11 @@ def default_score(schema: Schema | ImageSchema) -> str:
 def n_references(n_entries: int) -> int:
     """Rows of so many entries that the references are computed from."""
     return max(2, min(MAX_REFERENCE_ROWS, MAX_REFERENCE_ENTRIES // n_entries))
+
+
+def n_held_out_references(n_entries: int, n_mc: int) -> int:
+    """Held-out rows of so many entries on which usual scores are computed: some of these draw z ``n_mc`` times."""
+    return min(n_references(n_entries), max(MIN_REFERENCE_ROWS, MAX_REFERENCE_DRAWS // (n_entries * n_mc)))
 
 
 def architecture(

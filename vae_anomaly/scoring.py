@@ -16,8 +16,9 @@ __all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "map_
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
 SCORING_BATCH = 512
-# Large images come in smaller blocks, whose size hangs on the width of a row alone.
-MAX_SCORING_ENTRIES = 4_000_000
+# Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for each
+# row, for all members at once.
+MAX_SCORING_ENTRIES = 500_000
 # Passes that fill the holes of a row before it is scored; measured: 10 do what 30 do, 3 do not.
 IMPUTATION_STEPS = 10
 

@@ -20,7 +20,7 @@ __all__ = ["Change", "History", "Plan", "active_units", "train"]
 # checks.
 MAX_HELD_OUT = 2000  # times the draws of z for each
 # Of wide rows, such as images, fewer: these rows lie in memory while all others may stay on disk.
-MAX_HELD_OUT_ENTRIES = 8_000_000
+MAX_HELD_OUT_ENTRIES = 2_000_000
 MIN_STEPS_PER_CHECK = 25
 TERMS = ("elbo", "reconstruction", "kl")
 
