@@ -138,7 +138,7 @@ TABLE = {
         "atomic", "cli.common", "cli.images", "data", "data.writers", "discoveries", "drift", "heat_maps",
         "predictions",
     },
-    "cli.calibrate": {"cli.common", "cli.images", "errors", "predictions"},
+    "cli.calibrate": {"cli.common", "cli.images", "data", "data.decode_once", "errors", "predictions"},
     "cli.report": {
         "account", "atomic", "by_type", "cli.common", "cli.images", "metrics", "paired", "pixel_metrics", "report",
     },

@@ -15,7 +15,7 @@ from vae_anomaly import predictions, scoring, scratch
 from vae_anomaly.data.decode_once import decode_once
 from vae_anomaly.data.image_set import ImageSet
 from vae_anomaly.data.images import read_images
-from vae_anomaly.detector import VAEDetector
+from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.pixels import PixelSchema, pixels
 from vae_anomaly.scratch import blocks, on_disk, scratch_array
 from vae_anomaly.streaming import RowsOnDisk
@@ -186,6 +186,19 @@ def test_the_command_line_streams_and_says_how_fast(tmp_path, monkeypatch, small
     a, b = (read_predictions(f"{name}.csv") for name in "ab")
     assert a.equals(b)
     assert np.array_equal(np.load("maps_a/0_003.npy"), np.load("maps_b/0_003.npy"))
+
+
+def test_calibration_streams_too(tmp_path, monkeypatch, small_blocks):
+    monkeypatch.chdir(tmp_path)
+    VAEDetector(net="mlp", **SMALL).fit(discs(60)).save("m.safetensors")
+    save("more", n=40, seed=3)
+    Path("more/3_007.png").write_bytes(b"")
+    for name, gigabytes in (("a", 2), ("b", 0)):
+        run("calibrate", "m.safetensors", "more", "-o", f"{name}.safetensors", "--fpr", 0.1, "--cache-gb", gigabytes)
+    a, b = (load(f"{name}.safetensors") for name in "ab")
+    assert len(a.calibration_scores_) == 39
+    assert np.array_equal(a.calibration_scores_, b.calibration_scores_)
+    assert a.seen_rows(discs(60)) == b.seen_rows(discs(60))
 
 
 def test_a_report_in_parts_is_the_same(tmp_path, monkeypatch):

@@ -549,7 +549,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         encoded = self._encode(X)
         rows = None if groups is None else row_groups(groups, len(encoded))
         self._set_threshold(self._scores(encoded, self._score()), threshold, fpr, rows, strict=True)
-        hashes = row_hashes(encoded)
+        hashes = by_blocks(row_hashes, encoded, np.arange(len(encoded)))
         self.row_hashes_ = {**self.row_hashes_, "calibration": sketch(hashes), "labels": sketch(hashes[:0])}
         return self
 
@@ -674,7 +674,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             ``training``, ``calibration`` (the last one) and ``labels`` (rows that the threshold was chosen on).
         """
         check_is_fitted(self)
-        hashes = row_hashes(self._encode(X))
+        encoded = self._encode(X)
+        hashes = by_blocks(row_hashes, encoded, np.arange(len(encoded)))
         return {kind: overlap(kept, hashes) for kind, kept in self.row_hashes_.items()}
 
     def explain(self, X: Any, *, score_name: str | None = None) -> Floats:
@@ -815,7 +816,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         scores = self._map_rows(self._score_function(score), encoded)
-        scores[np.isnan(encoded).all(axis=1)] = np.nan
+        scores[by_blocks(_is_empty, encoded, np.arange(len(encoded)))] = np.nan
         return scores
 
     def _shares(self, encoded: NDArray[np.float32], score: Score) -> Floats:

@@ -16,8 +16,8 @@ __all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "map_
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
 SCORING_BATCH = 512
-# Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for each
-# row, for all members at once.
+# Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for
+# each row, for all members at once.
 MAX_SCORING_ENTRIES = 500_000
 # Passes that fill the holes of a row before it is scored; measured: 10 do what 30 do, 3 do not.
 IMPUTATION_STEPS = 10
@@ -40,15 +40,19 @@ def by_blocks(
 ) -> NDArray[Any]:
     """``function`` of some rows, a part of them at a time: what is on disk need not fit into memory."""
     n_entries = encoded.shape[1]
-    parts = blocks(len(rows), n_entries, multiple=block_size(n_entries, n_parts))
-    return np.concatenate([function(encoded[rows[part]]) for part in parts])
+    parts = list(blocks(len(rows), n_entries, multiple=block_size(n_entries, n_parts)))
+    return np.concatenate([function(encoded[rows[part]]) for part in parts or [slice(0)]])
+
+
+def _is_holed(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return np.asarray(np.isnan(encoded).any(axis=1))
 
 
 def map_rows(
     ensemble: Ensemble, eps: Tensor, function: RowFunction, encoded: NDArray[np.float32], *, n_parts: int = 1
 ) -> Floats:
     """``function`` of every encoded row, mean over the members; it sees each row as ``n_parts`` samples."""
-    holed = np.isnan(encoded).any(axis=1)
+    holed = by_blocks(_is_holed, encoded, np.arange(len(encoded)))
     if not holed.any():
         return _map_blocks(ensemble, eps, function, encoded, n_parts, imputation_steps=0)
     # Imputation changes nothing for a complete row, so only the others pay for it.

@@ -85,12 +85,12 @@ def command(
     )
     before, grouped = detector.threshold_, detector.groups_
     if threshold in registry("label threshold"):
-        _choose(detector, table, threshold, parameters, quiet)
+        _choose(detector, table, threshold, parameters, columns["cache_gb"], quiet)
         notes = {**detector.notes_, "label_data": table.name}
     else:
         if detector.holds_images:
             check_normal(table, quiet)  # type: ignore[arg-type]
-        _calibrate(detector, table.normal(), group, quiet, threshold=threshold, fpr=fpr)
+        _calibrate(detector, table.normal(), group, columns["cache_gb"], quiet, threshold=threshold, fpr=fpr)
         notes = {**detector.notes_, "calibration_data": table.name}
     detector.save(output, notes=notes)
     rule = detector.threshold_rule_
@@ -142,11 +142,16 @@ def _tell_seen(quiet: bool, n_seen: int, n_rows: int) -> None:
 
 
 def _choose(
-    detector: "VAEDetector", table: "Data | Images", rule: str, parameters: dict[str, float], quiet: bool
+    detector: "VAEDetector",
+    table: "Data | Images",
+    rule: str,
+    parameters: dict[str, float],
+    cache_gb: float,
+    quiet: bool,
 ) -> None:
     """Threshold from the labelled rows that can be scored."""
     assert table.y is not None
-    labelled, X = _scorable(detector, table.take(table.y >= 0), "labelled row")
+    labelled, X = _scorable(detector, table.take(table.y >= 0), "labelled row", cache_gb)
     assert labelled.y is not None
     with _named(labelled):
         _tell_seen(quiet, detector.seen_rows(X)["training"], len(labelled))
@@ -155,27 +160,32 @@ def _choose(
 
 
 def _calibrate(
-    detector: "VAEDetector", normal: "Data | Images", group: str | None, quiet: bool, **options: Any
+    detector: "VAEDetector", normal: "Data | Images", group: str | None, cache_gb: float, quiet: bool, **options: Any
 ) -> None:
     """Threshold from the normal rows that can be scored."""
-    normal, X = _scorable(detector, normal, "normal row")
+    normal, X = _scorable(detector, normal, "normal row", cache_gb)
     with _named(normal):
         _tell_seen(quiet, detector.seen_rows(X)["training"], len(normal))
         detector.calibrate(X, groups=None if group is None else normal.kept[group], **options)
 
 
-def _scorable(detector: "VAEDetector", table: "Data | Images", what: str) -> tuple["Data | Images", Any]:
-    """The rows that can be scored, and their columns as the detector takes them."""
+def _scorable(
+    detector: "VAEDetector", table: "Data | Images", what: str, cache_gb: float
+) -> tuple["Data | Images", Any]:
+    """The rows that can be scored, and their columns, or images, as the detector takes them."""
+    from vae_anomaly.data import Data
+    from vae_anomaly.data.decode_once import decode_once
     from vae_anomaly.errors import DataError
-    from vae_anomaly.predictions import align, as_fitted
+    from vae_anomaly.predictions import Aligned, align, as_fitted
 
     if not len(table):
         raise DataError(f"{table.name} has no {what}.")
-    aligned = align(detector, table)
-    scorable = aligned.reasons == ""
+    found = align(detector, table) if isinstance(table, Data) else decode_once(table.X, cache_gb=cache_gb)
+    scorable = found.reasons == ""
     if not scorable.any():
         raise DataError(f"{table.name} has no {what} that can be scored.")
-    return table.take(scorable), as_fitted(detector, aligned.X[scorable])
+    X = as_fitted(detector, found.X[scorable]) if isinstance(found, Aligned) else found.x
+    return table.take(scorable), X
 
 
 @contextmanager
