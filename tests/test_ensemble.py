@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -99,6 +102,29 @@ def test_not_every_ensemble_has_a_joint_vae(make_vae):
     images = VAE((36,), 2, image_shape=(1, 6, 6), hidden=(8,))
     assert Ensemble([images]).joint() is None
     assert [name for name in PRIORS if Ensemble([make_vae(prior=name)]).joint() is not None] == ["standard_normal"]
+
+
+def test_views_follow_the_ensemble(three, x, eps):
+    ensemble = Ensemble(three)
+    first = ensemble.views()
+    assert ensemble.views() is first
+    with torch.no_grad():
+        ensemble.params["encoder.0.weight"].add_(1.0)
+        torch.testing.assert_close(first[1].encoder[0].weight, three[1].encoder[0].weight + 1.0)
+    ensemble.buffers["usual_neg_elbo"] = torch.full((3,), 7.0)
+    assert float(ensemble.views()[2].usual_neg_elbo) == 7.0
+    ensemble.skeleton.imputation_steps = 3
+    assert {vae.imputation_steps for vae in ensemble.views()} == {3}
+
+
+def test_an_ensemble_is_pickled_and_copied_without_its_views(three, x, eps):
+    ensemble = Ensemble(three)
+    bare = len(pickle.dumps(ensemble))
+    with torch.no_grad():
+        wanted = ensemble.map(VAE.elbo, x, eps)
+        for again in (pickle.loads(pickle.dumps(ensemble)), copy.deepcopy(ensemble)):
+            torch.testing.assert_close(again.map(VAE.elbo, x, eps), wanted, rtol=0, atol=0)
+    assert len(pickle.dumps(ensemble)) == bare
 
 
 def test_members_are_copies(three):

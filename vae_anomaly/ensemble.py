@@ -1,6 +1,7 @@
 """Several VAEs as one tensor program."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ class Ensemble:
         self.n_estimators = len(members)
         self.params, self.buffers = stack_module_state(list(members))
         self.skeleton = copy.deepcopy(members[0]).to("meta")
+        self._views: tuple[list[Tensor], list[VAE]] = ([], [])
 
     @classmethod
     def from_tensors(cls, skeleton: VAE, tensors: dict[str, Tensor]) -> "Ensemble":
@@ -57,6 +59,7 @@ class Ensemble:
             If a tensor is missing, superfluous, or of another shape than the architecture has.
         """
         ensemble = cls.__new__(cls)
+        ensemble._views = ([], [])
         ensemble.skeleton = copy.deepcopy(skeleton).to("meta")
         expected = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
         if expected.keys() != tensors.keys():
@@ -108,8 +111,11 @@ class Ensemble:
         """
         call = _Call(self.skeleton)
         dims = tuple(in_dims) if in_dims is not None else (None,) * len(args)
+        if not torch.is_grad_enabled() and self.device.type == "cpu":
+            # What vmap saves in calls it costs in Python, and the numbers of one member stay in the cache.
+            return _in_turn([functools.partial(function, vae) for vae in self.views()], args, dims)
         if not self._fuses():
-            return self._map_in_turn(call, function, args, dims)
+            return _in_turn([functools.partial(_run, call, state, function) for state in self._states()], args, dims)
 
         def one(params: dict[str, Tensor], buffers: dict[str, Tensor], *inner: Any) -> Any:
             state = {f"vae.{name}": value for name, value in (*params.items(), *buffers.items())}
@@ -127,11 +133,9 @@ class Ensemble:
         vae = copy.deepcopy(self.skeleton)
         if not (isinstance(vae.prior, StandardNormal) and isinstance(vae.encoder, Layers)):
             return None
-        for name, value in self.tensors().items():
-            path, _, attribute = name.rpartition(".")
-            module = vae.get_submodule(path)
-            delattr(module, attribute)
-            setattr(module, attribute, value if path.startswith(("encoder", "decoder")) else _beside_samples(value))
+        nets = ("encoder.", "decoder.")
+        tensors = self.tensors().items()
+        _replace(vae, {name: value if name.startswith(nets) else _beside_samples(value) for name, value in tensors})
         return vae
 
     def _fuses(self) -> bool:
@@ -141,16 +145,26 @@ class Ensemble:
         """
         return not any(isinstance(module, nn.Conv2d) for module in self.skeleton.modules())
 
-    def _map_in_turn(
-        self, call: _Call, function: Callable[..., Any], args: Sequence[Any], dims: Sequence[int | None]
-    ) -> Any:
-        results = []
+    def _states(self) -> Iterator[dict[str, Tensor]]:
         for index in range(self.n_estimators):
-            tensors = (*self.params.items(), *self.buffers.items())
-            state = {f"vae.{name}": value[index] for name, value in tensors}
-            inner = [arg if dim is None else arg.select(dim, index) for arg, dim in zip(args, dims, strict=True)]
-            results.append(functional_call(call, state, (function, *inner)))
-        return _stacked(results)
+            yield {f"vae.{name}": value[index] for name, value in self.tensors().items()}
+
+    def views(self) -> list[VAE]:
+        """Each member as a VAE that shares the tensors of the ensemble, without gradients."""
+        tensors = list(self.tensors().values())
+        shown, views = self._views
+        if len(shown) != len(tensors) or any(old is not new for old, new in zip(shown, tensors, strict=True)):
+            views = [copy.deepcopy(self.skeleton) for _ in range(self.n_estimators)]
+            for index, vae in enumerate(views):
+                _replace(vae, {name: value.detach()[index] for name, value in self.tensors().items()})
+            self._views = tensors, views
+        for vae in views:
+            vae.imputation_steps, vae.complete = self.skeleton.imputation_steps, self.skeleton.complete
+        return views
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Each view would be written with all it is a view of.
+        return {**self.__dict__, "_views": ([], [])}
 
     def members(self) -> Iterator[VAE]:
         """Each member as a VAE of its own, with copies of its tensors."""
@@ -158,6 +172,28 @@ class Ensemble:
             member = copy.deepcopy(self.skeleton).to_empty(device=self.device)
             member.load_state_dict({name: value[index].detach() for name, value in self.tensors().items()})
             yield member
+
+
+def _replace(vae: VAE, tensors: dict[str, Tensor]) -> None:
+    """Put plain tensors, of any shape, in place of parameters and buffers."""
+    for name, value in tensors.items():
+        path, _, attribute = name.rpartition(".")
+        module = vae.get_submodule(path)
+        delattr(module, attribute)
+        setattr(module, attribute, value)
+
+
+def _run(call: _Call, state: dict[str, Tensor], function: Callable[..., Any], *args: Any) -> Any:
+    return functional_call(call, state, (function, *args))
+
+
+def _in_turn(calls: Sequence[Callable[..., Any]], args: Sequence[Any], dims: Sequence[int | None]) -> Any:
+    """Results of one call for each member, stacked."""
+    results = []
+    for index, call in enumerate(calls):
+        inner = (arg if dim is None else arg.select(dim, index) for arg, dim in zip(args, dims, strict=True))
+        results.append(call(*inner))
+    return _stacked(results)
 
 
 def _beside_samples(value: Tensor) -> Tensor:

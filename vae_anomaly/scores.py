@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vae_anomaly.neighbours import nearest
 from vae_anomaly.vae import VAE
 
 __all__ = [
@@ -121,10 +122,9 @@ def latent_novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     The prior says little about where the codes of normal samples are; the codes themselves do.
     """
     here, codes = vae.encode(x).mean / vae.code_spread, vae.codes / vae.code_spread
-    # Which code is nearest is one matrix product for all; how far it is, one difference a sample. No gradient has to
-    # pass the large matrix, and nothing cancels.
-    nearest = (here.detach() @ codes.T - 0.5 * codes.square().sum(dim=-1)).argmax(dim=-1)
-    squared: Tensor = (here - codes[nearest]).square().sum(dim=-1)
+    # The search says which one is nearest, one difference a sample how far it is: no gradient has to pass the large
+    # matrix, and nothing cancels.
+    squared: Tensor = (here - codes[nearest(here, codes)]).square().sum(dim=-1)
     # The floor keeps the gradient of the root finite where a code is met exactly.
     return squared.clamp(min=1e-12).sqrt()
 
@@ -172,12 +172,14 @@ def _bounded_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 def _nearest_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     """What each entry adds to the distance, its square over the distance."""
     here, exemplars = x.flatten(1), vae.exemplars.flatten(1)
-    seen = ~torch.isnan(here)
-    here, mask = torch.where(seen, here, 0.0), seen.to(x.dtype)
-    # Two matrix products say which one is nearest, one difference a sample how far it is: nothing cancels.
-    nearest = (mask @ exemplars.square().T - 2.0 * here @ exemplars.T).argmin(dim=-1)
-    squared = (here - exemplars[nearest]).square() * mask
-    squared = squared * (mask.shape[1] / mask.sum(dim=-1, keepdim=True).clamp(min=1.0))
+    # The search says which one is nearest, one difference a sample how far it is: nothing cancels.
+    if vae.complete:
+        squared = (here - exemplars[nearest(here, exemplars)]).square()
+    else:
+        seen = ~torch.isnan(here)
+        here, mask = torch.where(seen, here, 0.0), seen.to(x.dtype)
+        squared = (here - exemplars[nearest(here, exemplars, mask)]).square() * mask
+        squared = squared * (mask.shape[1] / mask.sum(dim=-1, keepdim=True).clamp(min=1.0))
     # The floor keeps the quotient defined where a sample is met exactly.
     distance = squared.sum(dim=-1, keepdim=True).sqrt().clamp(min=1e-12)
     return (squared / distance).reshape(x.shape)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.memory import keep_freed_memory
 from vae_anomaly.scratch import blocks
 
 __all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "map_folds", "map_rows"]
@@ -16,6 +18,8 @@ __all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "map_
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
 SCORING_BATCH = 512
+# A few rows alone come in a smaller block, where that gives the same bits; tried from the first on.
+SMALL_BATCHES = (8, 16, 32)
 # Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for
 # each row, for all members at once.
 MAX_SCORING_ENTRIES = 500_000
@@ -25,6 +29,9 @@ IMPUTATION_STEPS = 10
 Floats = NDArray[np.float64]
 RowFunction = Callable[..., Tensor]
 """``function(vae, x, eps)``: one result for each row of ``x``."""
+
+# What was found out about small blocks, by ensemble, function and whether rows have holes.
+_SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool], int]] = WeakKeyDictionary()
 
 
 def block_size(n_entries: int, n_parts: int = 1) -> int:
@@ -49,18 +56,32 @@ def _is_holed(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def map_rows(
-    ensemble: Ensemble, eps: Tensor, function: RowFunction, encoded: NDArray[np.float32], *, n_parts: int = 1
+    ensemble: Ensemble,
+    eps: Tensor,
+    function: RowFunction,
+    encoded: NDArray[np.float32],
+    *,
+    n_parts: int = 1,
+    again: bool = False,
 ) -> Floats:
-    """``function`` of every encoded row, mean over the members; it sees each row as ``n_parts`` samples."""
+    """``function`` of every encoded row, mean over the members; it sees each row as ``n_parts`` samples.
+
+    ``again`` says that this very function will be asked for more often: then it pays to find out whether few rows can
+    do with a small block.
+    """
     holed = by_blocks(_is_holed, encoded, np.arange(len(encoded)))
+    if again and 0 < len(encoded) <= SMALL_BATCHES[-1] and not (holed.any() and not holed.all()):
+        size = _small_batch(ensemble, eps, function, encoded.shape[1], holed=bool(holed.all()))
+        return _map_blocks(ensemble, eps, function, encoded, size, holed=bool(holed.all()))
+    size = block_size(encoded.shape[1], n_parts)
     if not holed.any():
-        return _map_blocks(ensemble, eps, function, encoded, n_parts, imputation_steps=0)
+        return _map_blocks(ensemble, eps, function, encoded, size, holed=False)
     # Imputation changes nothing for a complete row, so only the others pay for it.
-    some = _map_blocks(ensemble, eps, function, encoded[holed], n_parts, imputation_steps=IMPUTATION_STEPS)
+    some = _map_blocks(ensemble, eps, function, encoded[holed], size, holed=True)
     results = np.empty((len(encoded), *some.shape[1:]))
     results[holed] = some
     if not holed.all():
-        results[~holed] = _map_blocks(ensemble, eps, function, encoded[~holed], n_parts, imputation_steps=0)
+        results[~holed] = _map_blocks(ensemble, eps, function, encoded[~holed], size, holed=False)
     return results
 
 
@@ -68,33 +89,60 @@ def map_folds(
     ensemble: Ensemble, eps: Tensor, function: RowFunction, folds: NDArray[np.float32], *, n_parts: int = 1
 ) -> Floats:
     """``function`` of rows of each member's own, shape (n_estimators, n_rows, n_entries): one result from each."""
-    steps = IMPUTATION_STEPS if np.isnan(folds).any() else 0
-    return _map_blocks(ensemble, eps, function, folds, n_parts, imputation_steps=steps)
+    size = block_size(folds.shape[-1], n_parts)
+    return _map_blocks(ensemble, eps, function, folds, size, holed=bool(np.isnan(folds).any()))
 
 
+@torch.no_grad()
 def _map_blocks(
     ensemble: Ensemble,
     eps: Tensor,
     function: RowFunction,
     encoded: NDArray[np.float32],
-    n_parts: int,
+    size: int,
     *,
-    imputation_steps: int,
+    holed: bool,
 ) -> Floats:
-    device = ensemble.device
-    eps = eps.to(device)
-    results = []
-    ensemble.skeleton.imputation_steps = imputation_steps
+    keep_freed_memory()
+    vae, device = ensemble.skeleton, ensemble.device
+    eps, results = eps.to(device), []
     shared = encoded.ndim == 2
-    size = block_size(encoded.shape[-1], n_parts)
-    for start in range(0, encoded.shape[-2], size):
-        block = encoded[..., start : start + size, :]
-        n_rows = block.shape[-2]
-        padded = np.zeros((*block.shape[:-2], size, block.shape[-1]), dtype=np.float32)
-        padded[..., :n_rows, :] = block
-        with torch.no_grad():
-            x = torch.from_numpy(padded).to(device)
+    vae.imputation_steps, vae.complete = IMPUTATION_STEPS if holed else 0, not holed
+    try:
+        for start in range(0, encoded.shape[-2], size):
+            block = encoded[..., start : start + size, :]
+            n_rows = block.shape[-2]
+            if n_rows < size:
+                padding = np.zeros((*block.shape[:-2], size - n_rows, block.shape[-1]), dtype=np.float32)
+                block = np.concatenate([block, padding], axis=-2)
+            x = torch.from_numpy(block if block.flags.writeable else block.copy()).to(device)
             values = ensemble.map(function, x, eps, in_dims=(None if shared else 0, None))
-        kept = values[:, :n_rows].double()
-        results.append((kept.mean(dim=0) if shared else kept).cpu().numpy())
+            kept = values[:, :n_rows].double()
+            results.append((kept.mean(dim=0) if shared else kept).cpu().numpy())
+    finally:
+        vae.imputation_steps, vae.complete = 0, False
     return np.concatenate(results, axis=0 if shared else 1)
+
+
+def _small_batch(ensemble: Ensemble, eps: Tensor, function: RowFunction, n_entries: int, *, holed: bool) -> int:
+    """Smallest block in which this function gives the very bits that it gives in a block of the usual size.
+
+    Which one that is depends on the processor and on the libraries: they may multiply few rows in another order, or
+    work on the ends of an array element by element. So it is tried, once, with rows that leave no bit to chance.
+    """
+    known = _SMALL.setdefault(ensemble, {})
+    if (function, holed) not in known:
+        usual = block_size(n_entries)
+        rng = np.random.default_rng(0)
+        rows = rng.normal(size=(min(2 * SMALL_BATCHES[-1], usual), n_entries)).astype(np.float32)
+        if holed:
+            rows[rng.random(rows.shape) < 0.5] = np.nan
+        wanted = _map_blocks(ensemble, eps, function, rows, usual, holed=holed)
+        alike = (
+            size
+            for size in SMALL_BATCHES
+            if size < usual
+            and np.array_equal(_map_blocks(ensemble, eps, function, rows, size, holed=holed), wanted, equal_nan=True)
+        )
+        known[function, holed] = next(alike, usual)
+    return known[function, holed]

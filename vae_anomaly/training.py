@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import TrainingError
+from vae_anomaly.memory import keep_freed_memory
 from vae_anomaly.optimizer import FlatParameters, one_cycle
 from vae_anomaly.vae import VAE
 
@@ -106,6 +107,7 @@ def train(
     TrainingError
         If a loss is not finite; the message says in which epoch and batch.
     """
+    keep_freed_memory()
     run = _Run(ensemble, x, train_rows, held_out_rows, plan, generators)
     for first in range(0, plan.n_steps, run.steps_per_check):
         run.advance(first, min(first + run.steps_per_check, plan.n_steps))

@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from vae_anomaly import neighbours
+from vae_anomaly.neighbours import nearest
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 40])
+@pytest.mark.parametrize("n_points", [1, 5, 53])
+def test_nearest_is_the_least_of_all_distances(n_rows, n_points, generator, monkeypatch):
+    """The points come in tiles, the last one ragged."""
+    monkeypatch.setattr(neighbours, "MAX_DISTANCES", 100)
+    x, points = torch.randn(n_rows, 3, generator=generator), torch.randn(n_points, 3, generator=generator)
+    torch.testing.assert_close(nearest(x, points), torch.cdist(x, points).argmin(dim=1))
+
+
+def test_entries_that_are_not_observed_count_for_nothing(generator, monkeypatch):
+    monkeypatch.setattr(neighbours, "MAX_DISTANCES", 100)
+    x, points = torch.randn(20, 4, generator=generator), torch.randn(30, 4, generator=generator)
+    observed = (torch.rand(20, 4, generator=generator) < 0.6).float()
+    distances = ((x[:, None] - points).square() * observed[:, None]).sum(dim=-1)
+    torch.testing.assert_close(nearest(x * observed, points, observed), distances.argmin(dim=1))
+
+
+def test_a_point_far_out_does_not_hide_a_near_one():
+    """Only the difference of large squares counts."""
+    points = torch.tensor([[1000.0, 0.0], [1000.0, 2.0], [-1000.0, 0.0]])
+    assert nearest(torch.tensor([[1000.0, 1.5]]), points).tolist() == [1]

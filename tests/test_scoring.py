@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+
+from vae_anomaly import scoring
+from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.scores import SCORES
+from vae_anomaly.scoring import SMALL_BATCHES, map_rows
+
+N_ROWS = 70
+
+
+@pytest.fixture
+def ensemble(make_vae):
+    return Ensemble([make_vae(n_codes=9, mask_input=True, seed=seed) for seed in range(2)])
+
+
+@pytest.fixture
+def eps(generator):
+    return torch.randn(4, 1, 2, generator=generator)
+
+
+def rows_of(rng, holes):
+    rows = rng.normal(size=(N_ROWS, 5)).astype(np.float32)
+    rows[rng.random(rows.shape) < holes] = np.nan
+    return rows
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+@pytest.mark.parametrize("name", SCORES)
+def test_a_few_rows_score_bit_for_bit_as_among_many(name, holes, ensemble, eps, rng):
+    rows, function = rows_of(rng, holes), SCORES[name].function
+    wanted = map_rows(ensemble, eps, function, rows, again=True)
+    for n_rows in (1, 5, 8, 9, SMALL_BATCHES[-1], SMALL_BATCHES[-1] + 1):
+        some = map_rows(ensemble, eps, function, rows[7 : 7 + n_rows], again=True)
+        np.testing.assert_array_equal(some, wanted[7 : 7 + n_rows])
+
+
+def test_a_block_that_changes_a_bit_is_not_used(ensemble, eps, rng):
+    """As on a processor that multiplies few rows in another order."""
+
+    def function(vae, x, eps):
+        return x[:, 0] + (1e-6 if len(x) < SMALL_BATCHES[1] else 0.0)
+
+    rows = rows_of(rng, 0.0)
+    sizes = []
+
+    def watched(vae, x, eps):
+        sizes.append(len(x))
+        return function(vae, x, eps)
+
+    one = map_rows(ensemble, eps, watched, rows[:1], again=True)
+    assert set(sizes) == {scoring.SCORING_BATCH, SMALL_BATCHES[0], SMALL_BATCHES[1]}
+    assert sizes[-1] == SMALL_BATCHES[1]
+    np.testing.assert_array_equal(one, map_rows(ensemble, eps, function, rows)[:1])
+    sizes.clear()
+    map_rows(ensemble, eps, watched, rows[:1], again=True)
+    assert set(sizes) == {SMALL_BATCHES[1]}
+
+
+def test_scoring_leaves_the_network_as_it_was(ensemble, eps, rng):
+    for holes in (0.0, 0.3):
+        map_rows(ensemble, eps, SCORES["novelty"].function, rows_of(rng, holes))
+        assert not ensemble.skeleton.complete
+        assert ensemble.skeleton.imputation_steps == 0
+
+
+def test_rows_that_may_not_be_written_to_are_scored(ensemble, eps, rng, recwarn):
+    rows = np.repeat(rows_of(rng, 0.0), 8, axis=0)
+    rows.flags.writeable = False
+    map_rows(ensemble, eps, SCORES["kl"].function, rows)
+    assert not recwarn.list
