@@ -144,3 +144,16 @@ def test_tables_and_other_outputs_are_refused(folder, table):
     assert "--between is for images" in result.stderr
     result = run("sample", "disc.safetensors", "--traverse", exit_code=2)
     assert "images go to a file that ends in .png" in result.stderr
+
+
+def test_features_have_no_way_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).random((40, 1, 16, 16)).astype(np.float32)
+    detector = VAEDetector(backbone="gabor", fpr=0.2, **{**TINY, "max_steps": 5}).fit(images)
+    detector.save("gabor.safetensors")
+    for arguments in (("--traverse",), ("--between", "a.png", "b.png")):
+        for name in "ab":
+            Image.fromarray((images[0, 0] * 255).astype(np.uint8)).save(f"{name}.png")
+        result = run("sample", "gabor.safetensors", *arguments, "-o", "x.png", exit_code=2)
+        assert "features" in result.stderr
+        assert not Path("x.png").exists()

@@ -761,6 +761,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         DataFrame of shape (n_samples, n_features), or ndarray in the shape of images
         """
         check_is_fitted(self)
+        self._check_can_generate()
         vae, latent_dim = self._member(member), self.architecture_["latent_dim"]
         z = torch.as_tensor(np.asarray(codes), dtype=torch.float32)
         if z.ndim != 2 or z.shape[1] != latent_dim:

@@ -57,6 +57,8 @@ def traverse(
     ------
     DataError
         If the detector was fitted on a table, or no unit is active.
+    ValueError
+        If the detector models features, from which there is no way back to images.
 
     Examples
     --------
