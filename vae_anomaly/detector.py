@@ -445,7 +445,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ensemble, eps = self.ensemble_, self.eps_.to(train_x.device)
         ensemble.skeleton.imputation_steps = IMPUTATION_STEPS if self.architecture_["mask_input"] else 0
         for fill in REFERENCES:
-            ensemble.buffers.update(ensemble.map(fill, train_x, held_out_x, eps, in_dims=(0, 0, None)))
+            filled = ensemble.map(fill, train_x, held_out_x, eps, in_dims=(0, 0, None))
+            # As a model file gives them back: a product with a transposed matrix may differ in the last bit.
+            ensemble.buffers.update({name: values.contiguous() for name, values in filled.items()})
         for name in AVERAGED:
             # A fold of a small table says little about where scores usually lie; all folds together say more.
             usual = ensemble.buffers[name]
