@@ -414,7 +414,7 @@ def test_fpr_outside_0_and_1_or_no_number(model, verb, fpr):
 @pytest.mark.parametrize(
     ("option", "what", "registry"),
     [
-        ("--score", "score", SCORES),
+        ("--score", "score", ["auto", *SCORES]),
         ("--likelihood", "likelihood", ["auto", *LIKELIHOODS]),
         ("--prior", "prior", PRIORS),
         ("--threshold", "threshold", THRESHOLDS),

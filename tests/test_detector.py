@@ -263,10 +263,13 @@ def test_robust_fits_do_not_learn_the_anomalies_among_the_training_rows():
     X, new = np.vstack([numbers(400), cluster[:20]]), numbers(200, seed=1)
     areas = []
     for robust in (0.0, 0.1):
-        detector = VAEDetector(max_steps=400, n_estimators=2, hidden=(32,), robust=robust).fit(X)
+        # The likelihood does not follow a twentieth of the rows anyway; with them among the rows to compare with, no
+        # other of their kind is novel.
+        asked = {"score_name": "nearest_neighbour", "robust": robust}
+        detector = VAEDetector(max_steps=400, n_estimators=2, hidden=(32,), **asked).fit(X)
         scores = detector.anomaly_score(np.vstack([new, cluster[20:]]))
         areas.append(roc_auc_score(np.repeat([0, 1], [200, 40]), scores))
-    assert areas[1] > areas[0] + 0.1
+    assert areas[1] > areas[0] + 0.3
 
 
 # Calibration ---------------------------------------------------------------------------------------------------------
@@ -576,7 +579,7 @@ def test_likelihoods_of_numbers_refuse_text(likelihood):
     [
         ("likelihood", "likelihood", ["auto", *LIKELIHOODS]),
         ("prior", "prior", PRIORS),
-        ("score_name", "score", SCORES),
+        ("score_name", "score", ["auto", *SCORES]),
         ("threshold", "threshold", THRESHOLDS),
     ],
 )
