@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["areas", "areas_of", "counts", "partial_roc_auc", "precision_at", "recall_at", "resamples"]
+__all__ = ["areas", "areas_of", "counts", "partial_roc_auc", "precision_at", "recall_at", "resamples", "whole_areas_of"]
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -32,10 +32,14 @@ def _average_precision(normals: Counts, anomalies: Counts) -> float:
     return float((caught * precision).sum() / caught.sum())
 
 
+def whole_areas_of(normals: Counts, anomalies: Counts) -> tuple[float, float]:
+    """ROC-AUC and average precision, of counts at each distinct score in rising order."""
+    return _roc_auc(normals, anomalies), _average_precision(normals, anomalies)
+
+
 def areas_of(normals: Counts, anomalies: Counts, max_fpr: float) -> tuple[float, float, float]:
     """ROC-AUC, average precision and partial ROC-AUC, of counts at each distinct score in rising order."""
-    partial = partial_roc_auc(normals, anomalies, max_fpr)
-    return _roc_auc(normals, anomalies), _average_precision(normals, anomalies), partial
+    return *whole_areas_of(normals, anomalies), partial_roc_auc(normals, anomalies, max_fpr)
 
 
 def areas(labels: NDArray[np.int8], ranks: NDArray[np.intp], max_fpr: float) -> Floats:

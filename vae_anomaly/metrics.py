@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from vae_anomaly.areas import areas, areas_of, precision_at, recall_at, resamples
+from vae_anomaly.areas import areas, areas_of, precision_at, recall_at, resamples, whole_areas_of
 from vae_anomaly.delong import area_interval
 from vae_anomaly.errors import DataError
 
@@ -375,10 +375,7 @@ def area_difference(
         return Difference(*(Interval(float(one), None, None, "no interval") for one in value))
     first, second = (
         np.array(
-            [
-                areas_of(*counts, MAX_FPR)[:2]
-                for counts in resamples(labels, ranks, np.random.default_rng(seed), n_resamples)
-            ]
+            [whole_areas_of(*counts) for counts in resamples(labels, ranks, np.random.default_rng(seed), n_resamples)]
         )
         for ranks in both
     )
