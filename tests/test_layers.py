@@ -44,7 +44,7 @@ TABLE = {
     "streaming": set(),
     "scores": {"neighbours", "vae"},
     "optimizer": set(),
-    "training": {"ensemble", "errors", "memory", "optimizer", "vae"},
+    "training": {"ensemble", "errors", "memory", "optimizer", "splitting", "vae"},
     # Tables and files.
     "preprocessing": {"errors"},
     "persistence": {"atomic", "errors"},
@@ -75,7 +75,9 @@ TABLE = {
         "row_hashes", "features", "pixels", "tails", "thresholds", "training", "errors",
     },
     "scoring": {"ensemble", "memory", "scratch"},
-    "planning": {"augment", "features", "likelihoods", "pixels", "preprocessing", "splitting", "training", "vae"},
+    "planning": {
+        "augment", "features", "likelihoods", "pixels", "preprocessing", "scratch", "splitting", "training", "vae",
+    },
     "detector": {
         "backbones", "ensemble", "errors", "features", "groups", "label_thresholds", "likelihoods", "model_state",
         "parameters", "pixels", "planning", "preprocessing", "pretrained", "row_hashes", "scores", "scoring", "scratch",

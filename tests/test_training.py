@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from vae_anomaly import training
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import TrainingError
 from vae_anomaly.likelihoods import LIKELIHOODS
@@ -148,6 +149,28 @@ def test_history_has_a_row_for_each_check(make_vae, x):
         assert elbo.shape == (4, 2)
         np.testing.assert_allclose(elbo, reconstruction - 0.5 * kl, rtol=1e-5)
         assert (kl > 0.0).all()
+
+
+def test_many_rows_are_looked_at_within_their_first_epoch(make_vae, x, monkeypatch):
+    monkeypatch.setattr(training, "MAX_STEPS_PER_CHECK", 30)
+    plan = Plan(100, batch_size=1, patience=1.0)
+    _, history = run(make_vae, x, plan, 0)
+    # A check in the middle of an epoch does not begin a new one: its batches go on where they were.
+    np.testing.assert_allclose(history.epoch * N_TRAIN, [30, 60, 90, 100])
+
+
+def test_each_row_of_an_epoch_comes_up_once(make_vae, x, monkeypatch):
+    """Whatever checks lie between, each member sees its own rows in an order of its own."""
+    monkeypatch.setattr(training, "MAX_STEPS_PER_CHECK", 7)
+    seen = []
+    plan = Plan(2 * N_TRAIN, batch_size=1, patience=1.0, change=lambda own, generator: seen.append(own) or own)
+    run(make_vae, x, plan, 0, 1)
+    (train_rows, _), order = rows_of(0, 1), torch.cat(seen).reshape(2, N_TRAIN, 2, D)
+    for epoch in order:
+        for member in range(2):
+            found, wanted = epoch[:, member], x[train_rows[member]]
+            torch.testing.assert_close(found[found[:, 0].argsort()], wanted[wanted[:, 0].argsort()], rtol=0, atol=0)
+    assert not torch.equal(order[0, :, 0], order[1, :, 0])
 
 
 def test_progress_is_told(make_vae, x):

@@ -1,15 +1,18 @@
 """From the parameters of a detector and the shape of its data to networks, and to how they are trained."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vae_anomaly.augment import augment
 from vae_anomaly.features import FeatureSchema
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
 from vae_anomaly.pixels import ImageSchema, PixelSchema
 from vae_anomaly.preprocessing import Schema
+from vae_anomaly.scratch import blocks
 from vae_anomaly.splitting import Split
 from vae_anomaly.training import Change, Plan
 from vae_anomaly.vae import VAE
@@ -35,6 +38,12 @@ MAX_REFERENCE_ENTRIES = 4_000_000
 MAX_REFERENCE_DRAWS = 16_000_000
 MIN_REFERENCE_ROWS = 20
 MAX_LATENT_DIM = 128
+# Steps of training, and rows for each: a few rows come up hundreds of times, and each of ten million once. Batches grow
+# only where one pass takes more steps than that.
+MIN_STEPS, MAX_STEPS = 1500, 6000
+MIN_PASSES = 5
+MIN_BATCH_SIZE, BATCH_SIZE = 64, 256
+MAX_BATCH_GROWTH = 8
 # Wide rows in large batches make a step take long, and no fewer steps.
 MAX_BATCH_ENTRIES = 150_000
 # Images of more numbers than this get convolutional networks, unless named.
@@ -69,17 +78,23 @@ def architecture(
     return {
         "n_entries": n_entries,
         "latent_dim": int(detector.latent_dim or min(max(n_entries, 2), MAX_LATENT_DIM)),
-        "mask_input": not images and bool(torch.isnan(x[torch.from_numpy(split.fitted)]).any()),
+        "mask_input": not images and _has_holes(x, split.fitted),
         "n_codes": max(1, round((1.0 - detector.robust) * min(split.train.shape[1], n_references(n_entries)))),
         "net": auto if detector.net == "auto" else detector.net,
     }
 
 
+def _has_holes(x: torch.Tensor, rows: NDArray[np.intp]) -> bool:
+    """Whether an entry of these rows is missing; a part of them at a time, as there may be millions."""
+    parts = blocks(len(rows), x.shape[1])
+    return any(bool(torch.isnan(x[torch.from_numpy(rows[part])]).any()) for part in parts)
+
+
 def training_plan(detector: "VAEDetector", schema: Schema | ImageSchema, n_entries: int, n_rows: int) -> Plan:
     """How to train on ``n_rows`` rows a member."""
-    batch_size = int(detector.batch_size or min(256, max(64, MAX_BATCH_ENTRIES // n_entries)))
+    batch_size = int(detector.batch_size or _batch_size(n_entries, n_rows))
     steps_per_epoch = max(1, n_rows // batch_size)
-    n_steps = int(detector.max_steps or min(max(1500, 5 * steps_per_epoch), 6000))
+    n_steps = int(detector.max_steps or min(max(MIN_STEPS, MIN_PASSES * steps_per_epoch), MAX_STEPS))
     return Plan(
         n_steps,
         batch_size=batch_size,
@@ -91,6 +106,11 @@ def training_plan(detector: "VAEDetector", schema: Schema | ImageSchema, n_entri
         robust=detector.robust,
         change=augmentation(detector, schema),
     )
+
+
+def _batch_size(n_entries: int, n_rows: int) -> int:
+    usual = min(BATCH_SIZE, max(MIN_BATCH_SIZE, MAX_BATCH_ENTRIES // n_entries))
+    return max(usual, min(MAX_BATCH_GROWTH * usual, math.ceil(n_rows / MAX_STEPS)))
 
 
 def augmentation(detector: "VAEDetector", schema: Schema | ImageSchema) -> Change | None:

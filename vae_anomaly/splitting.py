@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MIN_ROWS_TO_SET_ASIDE", "Split", "rows_to_fit", "split_rows"]
+__all__ = ["MIN_ROWS_TO_SET_ASIDE", "Split", "index_type", "rows_to_fit", "split_rows"]
 
 # From so many rows on, some are set aside for the threshold. Below, no row can be spared: each is scored by the member
 # whose fold it is in, which did not train on it.
@@ -40,7 +40,11 @@ class Split:
     @property
     def fitted(self) -> Rows:
         """Rows that some member saw, in order."""
-        return np.unique(torch.cat([self.train, self.held_out], dim=1).numpy())
+        # Marks in place of sorted indices: those of six members and ten million rows take half a gigabyte.
+        seen = np.zeros(1 + int(max(self.train.max(), self.held_out.max())), dtype=bool)
+        for rows in (*self.train, *self.held_out):
+            seen[rows.numpy()] = True
+        return np.flatnonzero(seen)
 
     @property
     def calibration(self) -> Rows:
@@ -58,7 +62,7 @@ class Split:
             return self
 
         def spread(rows: Tensor, most: int) -> Tensor:
-            samples = (rows[:, :, None] * n_parts + torch.arange(n_parts)).flatten(1)
+            samples = (rows[:, :, None].long() * n_parts + torch.arange(n_parts)).flatten(1)
             orders = [torch.randperm(samples.shape[1], generator=generator)[:most] for generator in generators]
             return samples.gather(1, torch.stack(orders))
 
@@ -89,6 +93,17 @@ def split_rows(n_rows: int, n_needed: int, generators: Sequence[torch.Generator]
     return _cross(order, n_needed, len(generators) - 1)
 
 
+def index_type(n_rows: int) -> torch.dtype:
+    """The smallest type whose numbers count so many rows: there are as many indices as rows and members.
+
+    Examples
+    --------
+    >>> index_type(10**7), index_type(2**31)
+    (torch.int32, torch.int64)
+    """
+    return torch.int32 if n_rows < 2**31 else torch.int64
+
+
 def rows_to_fit(n_needed: int, n_estimators: int) -> int:
     """Fewest rows from which a split gives ``n_needed`` calibration rows."""
     for n_rows in range(2, MIN_ROWS_TO_SET_ASIDE):
@@ -106,7 +121,9 @@ def _set_aside(order: Tensor, n_needed: int, generators: Sequence[torch.Generato
     n_aside = max(usual, n_needed if enough else 0)
     rest = order[n_aside:]
     n_held_out = min(math.ceil(len(rest) / 10), MAX_HELD_OUT_ROWS)
-    orders = torch.stack([rest[torch.randperm(len(rest), generator=generator)] for generator in generators])
+    orders = torch.empty(len(generators), len(rest), dtype=index_type(n_rows))
+    for own, generator in zip(orders, generators, strict=True):
+        own.copy_(rest[torch.randperm(len(rest), generator=generator)])
     return Split(
         orders[:, n_held_out:], orders[:, :n_held_out], order[:n_aside].numpy(), n_folds=len(generators), enough=enough
     )
