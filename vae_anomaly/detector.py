@@ -1,5 +1,6 @@
 """VAEDetector: the scikit-learn estimator that ties training, scores and thresholds together."""
 
+import functools
 import hashlib
 import itertools
 import math
@@ -38,7 +39,7 @@ from vae_anomaly.planning import (
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
-from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, shares
+from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, score_and_shares, shares
 from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, block_size, by_blocks, map_folds, map_rows
 from vae_anomaly.scratch import blocks, on_disk
 from vae_anomaly.splitting import Split, rows_to_fit, split_rows
@@ -691,6 +692,26 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         explained[np.isnan(encoded).all(axis=1)] = np.nan
         return explained.reshape(-1, *self.schema_.shape) if isinstance(self.schema_, ImageSchema) else explained
 
+    def explained_score(self, X: Any) -> tuple[Floats, Floats]:
+        """:meth:`anomaly_score` and :meth:`explain` of each row, the same numbers in little more than the time of one.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,)
+        contributions : ndarray in the shape of ``X``
+        """
+        check_is_fitted(self)
+        encoded, score = self._encode(X), self._score()
+        if isinstance(self.schema_, FeatureSchema):
+            scores, contributions = self._scores(encoded, score), self._shares(encoded, score)
+        else:
+            scores, entries = self._map_rows(functools.partial(score_and_shares, score), encoded)
+            contributions = self.schema_.fold(entries)
+        empty = by_blocks(_is_empty, encoded, np.arange(len(encoded)))
+        scores[empty], contributions[empty] = np.nan, np.nan
+        shape = self.schema_.shape if isinstance(self.schema_, ImageSchema) else contributions.shape[1:]
+        return scores, contributions.reshape(-1, *shape)
+
     def sample(self, n_samples: int = 1, *, random_state: int = 0) -> Any:
         """New rows drawn from the prior, in the units and types of the training data; the members take turns.
 
@@ -845,7 +866,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         return function
 
-    def _map_rows(self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32]) -> Floats:
+    def _map_rows(self, function: Callable[..., Any], encoded: NDArray[np.float32]) -> Any:
         return map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=self._n_parts)
 
     # -- saving -------------------------------------------------------------------------------------------------------

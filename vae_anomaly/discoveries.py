@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from vae_anomaly.thresholds import check_share
 
-__all__ = ["adjusted_p_values", "check_fdr", "false_alarm_share"]
+__all__ = ["PValueCounts", "adjusted_p_values", "check_fdr", "false_alarm_share"]
 
 # Ranks at which the bound on the number of false alarms is kept at once; between two of them the higher one counts.
 N_RANKS = 100
@@ -40,14 +39,63 @@ def adjusted_p_values(p_values: ArrayLike) -> Floats:
     array([0.04 , 0.053, 0.053, 0.9  ])
     """
     p = np.asarray(p_values, dtype=float)
-    known = ~np.isnan(p)
-    adjusted = np.full(p.shape, np.nan)
-    if known.any():
-        adjusted[known] = stats.false_discovery_control(p[known], method="bh")
-    return adjusted
+    return PValueCounts().add(p).adjusted(p)
 
 
-def false_alarm_share(p_values: ArrayLike, n_calibration: int, n_flagged: int, confidence: float = 0.95) -> float:
+class PValueCounts:
+    """How often each p-value occurred: all that has to be kept of a batch of rows to judge them together.
+
+    Conformal p-values are multiples of one over the number of calibration rows, so these are few numbers however many
+    rows there are.
+
+    Examples
+    --------
+    >>> counts = PValueCounts().add([0.5, 0.01]).add([np.nan, 0.5])
+    >>> counts.values.tolist(), counts.counts.tolist(), len(counts)
+    ([0.01, 0.5], [1, 2], 3)
+    >>> counts.adjusted([0.01, np.nan])
+    array([0.03,  nan])
+    """
+
+    def __init__(self, values: ArrayLike = (), counts: ArrayLike = ()) -> None:
+        self.values = np.asarray(values, dtype=np.float64)
+        """Distinct p-values in order."""
+        self.counts = np.asarray(counts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def add(self, p_values: ArrayLike) -> "PValueCounts":
+        """Count further p-values; NaN counts for nothing."""
+        p = np.asarray(p_values, dtype=np.float64)
+        found, times = np.unique(p[~np.isnan(p)], return_counts=True)
+        self.values, places = np.unique(np.concatenate([self.values, found]), return_inverse=True)
+        counts = np.zeros(len(self.values), dtype=np.int64)
+        np.add.at(counts, places, np.concatenate([self.counts, times]))
+        self.counts = counts
+        return self
+
+    def smallest(self, rank: int) -> float:
+        """The p-value of this rank, from 1."""
+        return float(self.values[np.searchsorted(self.counts.cumsum(), rank)])
+
+    def adjusted(self, p_values: ArrayLike) -> Floats:
+        """Benjamini-Hochberg's adjusted value of each of these p-values, all of which were counted."""
+        p = np.asarray(p_values, dtype=np.float64)
+        found = np.full(p.shape, np.nan)
+        if not len(self.values):
+            return found
+        # Of equal p-values the last rank gives the least adjusted one, which holds for all of them.
+        by_rank = self.values * (len(self) / self.counts.cumsum())
+        adjusted = np.minimum.accumulate(by_rank[::-1])[::-1].clip(0.0, 1.0)
+        known = ~np.isnan(p)
+        found[known] = adjusted[np.searchsorted(self.values, p[known])]
+        return found
+
+
+def false_alarm_share(
+    p_values: "ArrayLike | PValueCounts", n_calibration: int, n_flagged: int, confidence: float = 0.95
+) -> float:
     """Upper bound on the share of false alarms among the ``n_flagged`` rows with the lowest p-values.
 
     Holds with probability ``confidence`` over calibration rows and new rows, for every number of flagged rows at once,
@@ -57,7 +105,7 @@ def false_alarm_share(p_values: ArrayLike, n_calibration: int, n_flagged: int, c
 
     Parameters
     ----------
-    p_values : array-like of shape (n_samples,)
+    p_values : array-like of shape (n_samples,), or PValueCounts
         Conformal p-values of the whole batch, NaN where a row has none.
     n_calibration : int
         Calibration rows behind them.
@@ -81,12 +129,11 @@ def false_alarm_share(p_values: ArrayLike, n_calibration: int, n_flagged: int, c
     >>> false_alarm_share(p_values, n_calibration=999, n_flagged=50) < 0.2
     True
     """
-    p = np.sort(np.asarray(p_values, dtype=float))
-    p = p[~np.isnan(p)]
+    p = p_values if isinstance(p_values, PValueCounts) else PValueCounts().add(p_values)
     if not 1 <= n_flagged <= len(p):
         raise ValueError(f"n_flagged={n_flagged} must be at least 1 and at most the {len(p)} rows with a p-value.")
     ranks, bounds = _joint_bounds(n_calibration, len(p), confidence)
-    rank = round(p[n_flagged - 1] * (n_calibration + 1))
+    rank = round(p.smallest(n_flagged) * (n_calibration + 1))
     at = np.searchsorted(ranks, rank)
     if at == len(ranks):
         return 1.0

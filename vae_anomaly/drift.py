@@ -4,12 +4,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-__all__ = ["DRIFT_LEVEL", "MIN_ROWS", "drift_p_value"]
+__all__ = ["DRIFT_LEVEL", "MIN_ROWS", "LowScores", "drift_p_value"]
 
 # A batch is scored often, so the alarm has to be rare where nothing has changed.
 DRIFT_LEVEL = 0.001
 # With fewer rows below the median on either side the test finds next to nothing.
 MIN_ROWS = 20
+# SciPy computes the law of the statistic exactly up to so many scores on either side.
+MAX_EXACT = 10_000
 
 
 def drift_p_value(calibration_scores: ArrayLike, scores: ArrayLike) -> float | None:
@@ -39,9 +41,49 @@ def drift_p_value(calibration_scores: ArrayLike, scores: ArrayLike) -> float | N
     >>> drift_p_value(calibration, with_anomalies) > DRIFT_LEVEL > drift_p_value(calibration, with_anomalies + 1)
     True
     """
-    known, new = np.asarray(calibration_scores, dtype=float), np.asarray(scores, dtype=float)
-    middle = np.median(known)
-    low_known, low_new = known[known <= middle], new[new <= middle]
-    if min(len(low_known), len(low_new)) < MIN_ROWS:
-        return None
-    return float(stats.ks_2samp(low_known, low_new).pvalue)
+    return LowScores(calibration_scores).add(scores).p_value()
+
+
+class LowScores:
+    """Scores up to the median of the calibration scores, counted between those: enough for :func:`drift_p_value`.
+
+    The test looks at the order of the scores alone, so however many there are, their places are all that is kept.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> calibration, scores = rng.normal(size=500), rng.normal(size=600)
+    >>> low = LowScores(calibration).add(scores[:200]).add(scores[200:])
+    >>> low.p_value() == drift_p_value(calibration, scores)
+    True
+    """
+
+    def __init__(self, calibration_scores: ArrayLike) -> None:
+        known = np.asarray(calibration_scores, dtype=np.float64)
+        self.middle = float(np.median(known))
+        self.known, self.times = np.unique(known[known <= self.middle], return_counts=True)
+        self.counts = np.zeros(2 * len(self.known) + 1, dtype=np.int64)
+        """New scores below the first calibration score, equal to it, between it and the next, and so on."""
+
+    def add(self, scores: ArrayLike) -> "LowScores":
+        """Count further scores; NaN counts for nothing."""
+        new = np.asarray(scores, dtype=np.float64)
+        new = new[new <= self.middle]
+        places = np.searchsorted(self.known, new, side="left")
+        met = self.known[places.clip(max=len(self.known) - 1)] == new if len(self.known) else np.zeros(0, bool)
+        self.counts += np.bincount(2 * places + met, minlength=len(self.counts))
+        return self
+
+    def p_value(self) -> float | None:
+        """p-value of the two-sample Kolmogorov-Smirnov test, or None of too few scores."""
+        n_known, n_new = int(self.times.sum()), int(self.counts.sum())
+        if min(n_known, n_new) < MIN_ROWS:
+            return None
+        if max(n_known, n_new) <= MAX_EXACT:
+            ranks = np.arange(len(self.counts))
+            return float(stats.ks_2samp(ranks[1::2].repeat(self.times), ranks.repeat(self.counts)).pvalue)
+        # What SciPy does with more, without the scores themselves.
+        here = np.zeros(len(self.counts), dtype=np.int64)
+        here[1::2] = self.times
+        largest = float(np.abs(here.cumsum() / n_known - self.counts.cumsum() / n_new).max())
+        return float(stats.kstwo.sf(largest, np.round(float(n_known) * n_new / (n_known + n_new))).clip(0.0, 1.0))

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vae_anomaly.data import Data
-from vae_anomaly.discoveries import adjusted_p_values, check_fdr
+from vae_anomaly.discoveries import PValueCounts, check_fdr
 from vae_anomaly.errors import CellError, DataError
 from vae_anomaly.groups import RowGroups, row_groups
+from vae_anomaly.number_texts import short_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,12 +28,14 @@ __all__ = [
     "align",
     "as_fitted",
     "by_parts",
+    "flagged_together",
     "groups_of",
     "has_group",
     "images_at_once",
     "located",
     "parts",
     "predict_table",
+    "predicted",
     "rule_text",
     "top_features",
 ]
@@ -39,6 +44,8 @@ SEPARATOR = "; "
 # Images decoded and scored together: enough to keep the processor busy, few enough for any memory.
 MAX_IMAGES_AT_ONCE = 256
 MAX_PIXELS_AT_ONCE = 8_000_000
+# To find more features than this, sorting them is faster than one pass for each.
+MAX_PASSES = 16
 
 
 class Aligned(NamedTuple):
@@ -144,21 +151,17 @@ def predict_table(
         check_fdr(fdr)
     found = []
     for part in parts(detector, data):
-        found.append(_scored(detector, part, score_names, n_top))
+        found.append(predicted(detector, part, score_names=score_names, n_top=n_top, together=fdr is not None))
         if on_part is not None:
             on_part(len(part))
-    scored = pd.concat([part for part, _ in found], ignore_index=True)
-    # The one part of a table is the whole.
-    aligned = (
-        found[0][1] if isinstance(data, Data) else Aligned(None, np.concatenate([a.reasons for _, a in found]), ())
-    )
-    scorable = aligned.reasons == ""
-    table = _judged(detector, scored["anomaly_score"].to_numpy(), scorable, fdr, groups_of(detector, data))
-    table.insert(0, data.id_name, data.ids)
-    for name in scored.columns.drop("anomaly_score"):
-        table[name] = scored[name]
-    table["reason"] = pd.Series(aligned.reasons, dtype="str").where(~scorable)
-    return table, aligned
+    table = pd.concat([part for part, _ in found], ignore_index=True)
+    if fdr is not None:
+        table = flagged_together(table, PValueCounts().add(table["p_value"]), fdr)
+    if isinstance(data, Data):
+        # The one part of a table is the whole.
+        return table, found[0][1]
+    # Images of all parts together need not fit into memory.
+    return table, Aligned(None, np.concatenate([aligned.reasons for _, aligned in found]), ())
 
 
 def images_at_once(detector: "VAEDetector") -> int:
@@ -176,19 +179,35 @@ def parts(detector: "VAEDetector", data: "Data | Images") -> "Iterator[Data | Im
         yield data.take(np.arange(start, min(start + size, len(data))))
 
 
-def _scored(
-    detector: "VAEDetector", data: "Data | Images", score_names: Sequence[str], n_top: int
+def predicted(
+    detector: "VAEDetector",
+    data: "Data | Images",
+    *,
+    score_names: Sequence[str] = (),
+    n_top: int = 3,
+    together: bool = False,
 ) -> tuple[pd.DataFrame, Aligned]:
-    """Scores and what is behind them."""
+    """Predictions table of rows that are a part of more; each row's line hangs on that row alone.
+
+    Rows that are to be flagged ``together`` lack what hangs on the others, which :func:`flagged_together` adds.
+    """
     aligned = align(detector, data)
     scorable = aligned.reasons == ""
     named = as_fitted(detector, aligned.X)
     with located(data):
-        table = pd.DataFrame({"anomaly_score": np.where(scorable, detector.anomaly_score(named), np.nan)})
-        table["top_features"], table["top_contributions"] = _top_texts(detector, aligned.X, scorable, n_top)
-        for name in score_names:
-            table[name] = np.where(scorable, detector.anomaly_score(named, score_name=name), np.nan)
-    # Images of all parts together need not fit into memory.
+        if n_top > 0:
+            scores, shares = detector.explained_score(named)
+            tops = _top_texts(detector, shares, scorable, n_top)
+        else:
+            scores, tops = detector.anomaly_score(named), (pa.nulls(len(scorable), pa.string()),) * 2
+        others = {name: detector.anomaly_score(named, score_name=name) for name in score_names}
+    table = _judged(detector, np.where(scorable, scores, np.nan), scorable, groups_of(detector, data), together)
+    table.insert(0, data.id_name, data.ids)
+    for name, texts in zip(("top_features", "top_contributions"), tops, strict=True):
+        table[name] = _as_text(texts)
+    for name, values in others.items():
+        table[name] = np.where(scorable, values, np.nan)
+    table["reason"] = pd.Series(aligned.reasons, dtype="str").where(~scorable)
     return table, aligned if isinstance(data, Data) else aligned._replace(X=None)
 
 
@@ -196,19 +215,30 @@ def _judged(
     detector: "VAEDetector",
     scores: NDArray[np.float64],
     scorable: NDArray[np.bool_],
-    fdr: float | None,
     groups: pd.Series | None,
+    together: bool,
 ) -> pd.DataFrame:
     table = pd.DataFrame({"anomaly_score": scores})
     table["p_value"] = detector.p_values_of(scores, groups)
-    rule: str | NDArray[np.object_]
-    if fdr is None:
-        thresholds = detector.thresholds_of(groups, len(scores))
-        table["threshold"] = np.where(scorable, thresholds, np.nan)
-        flagged, rule = scores > thresholds, _rule(detector, groups)
-    else:
-        table["adjusted_p_value"] = adjusted_p_values(table["p_value"])
-        flagged, rule = (table["adjusted_p_value"] <= fdr).to_numpy(), f"benjamini_hochberg fdr={fdr:g}"
+    if together:
+        return table
+    thresholds = detector.thresholds_of(groups, len(scores))
+    table["threshold"] = np.where(scorable, thresholds, np.nan)
+    return _flagged(table, scores > thresholds, scorable, _rule(detector, groups))
+
+
+def flagged_together(table: pd.DataFrame, counts: PValueCounts, fdr: float) -> pd.DataFrame:
+    """``table`` with the verdict on its rows, of those whose p-values were counted."""
+    upto = table.columns.get_loc("p_value") + 1
+    head, tail = table.iloc[:, :upto].copy(), table.iloc[:, upto:]
+    head["adjusted_p_value"] = counts.adjusted(head["p_value"])
+    flagged, scorable = (head["adjusted_p_value"] <= fdr).to_numpy(), head["p_value"].notna().to_numpy()
+    return pd.concat([_flagged(head, flagged, scorable, f"benjamini_hochberg fdr={fdr:g}"), tail], axis=1)
+
+
+def _flagged(
+    table: pd.DataFrame, flagged: NDArray[np.bool_], scorable: NDArray[np.bool_], rule: str | NDArray[np.object_]
+) -> pd.DataFrame:
     table["is_anomaly"] = pd.array(np.where(scorable, flagged, 0), dtype="Int64")
     table.loc[~scorable, "is_anomaly"] = pd.NA
     table["rule"] = pd.Series(rule, index=table.index, dtype="str").where(scorable & flagged)
@@ -270,18 +300,43 @@ def top_features(detector: "VAEDetector", X: Any, n_top: int) -> tuple[NDArray[n
     Both of shape (n_rows, n_top), most first.
     """
     names = np.array(detector.schema_.feature_names, dtype=object)
-    excess = detector.explain(as_fitted(detector, X)).reshape(len(X), -1) - detector.usual_shares_
-    top = np.argsort(-excess, axis=1, kind="stable")[:, :n_top]
-    return names[top], np.take_along_axis(excess, top, axis=1)
+    top, excess = _most(detector, detector.explain(as_fitted(detector, X)), n_top)
+    return names[top], excess
+
+
+def _most(
+    detector: "VAEDetector", shares: NDArray[np.float64], n_top: int
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Places of the features whose shares most exceed the usual ones, the first of equal ones first, and by how much.
+
+    A few passes over all of them take a tenth of the time of sorting them.
+    """
+    excess = shares.reshape(len(shares), -1) - detector.usual_shares_
+    if n_top > MAX_PASSES:
+        top = np.argsort(-excess, axis=1, kind="stable")[:, :n_top]
+        return top, np.take_along_axis(excess, top, axis=1)
+    n_top, rows = min(n_top, excess.shape[1]), np.arange(len(excess))
+    top, most = np.empty((len(rows), n_top), dtype=np.intp), np.empty((len(rows), n_top))
+    for place in range(n_top):
+        top[:, place] = excess.argmax(axis=1)
+        most[:, place] = excess[rows, top[:, place]]
+        excess[rows, top[:, place]] = -np.inf
+    return top, most
 
 
 def _top_texts(
-    detector: "VAEDetector", X: Any, scorable: NDArray[np.bool_], n_top: int
-) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
-    features, contributions = np.full(len(X), None, dtype=object), np.full(len(X), None, dtype=object)
-    if n_top > 0:
-        names, values = top_features(detector, X, n_top)
-        for row in np.flatnonzero(scorable):
-            features[row] = SEPARATOR.join(names[row])
-            contributions[row] = SEPARATOR.join(f"{value:.4g}" for value in values[row])
+    detector: "VAEDetector", shares: NDArray[np.float64], scorable: NDArray[np.bool_], n_top: int
+) -> tuple[pa.Array, pa.Array]:
+    names = pa.array(detector.schema_.feature_names, pa.string())
+    top, most = _most(detector, shares, n_top)
+    cells = [names.take(pa.array(places)) for places in top.T], [short_texts(values) for values in most.T]
+    known = pa.array(scorable)
+    features, contributions = (
+        pc.if_else(known, pc.binary_join_element_wise(*texts, SEPARATOR), pa.scalar(None, pa.string()))
+        for texts in cells
+    )
     return features, contributions
+
+
+def _as_text(texts: pa.Array) -> "pd.Series[Any]":
+    return pd.Series(texts.to_pandas(), dtype="str")

@@ -32,6 +32,7 @@ __all__ = [
     "novelty",
     "reconstruction_error",
     "reconstruction_probability",
+    "score_and_shares",
     "shares",
     "typicality",
 ]
@@ -239,6 +240,14 @@ def shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     spread: Tensor = weights / weights.sum(dim=axes, keepdim=True)
     total: Tensor = entries + rest.reshape(-1, *(1 for _ in axes)) * spread
     return total
+
+
+def score_and_shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """Score of each sample and the :func:`shares` in it, in one pass where the shares are the whole of the score."""
+    if score.entries is not None and score.complete:
+        entries = score.entries(vae, x, eps)
+        return entries.flatten(1).sum(dim=1), entries
+    return score.function(vae, x, eps), shares(score, vae, x, eps)
 
 
 def usual_entries(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:

@@ -27,8 +27,8 @@ MAX_SCORING_ENTRIES = 500_000
 IMPUTATION_STEPS = 10
 
 Floats = NDArray[np.float64]
-RowFunction = Callable[..., Tensor]
-"""``function(vae, x, eps)``: one result for each row of ``x``."""
+RowFunction = Callable[..., Any]
+"""``function(vae, x, eps)``: one result for each row of ``x``, or a tuple of such results."""
 
 # What was found out about small blocks, by ensemble, function and whether rows have holes.
 _SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool], int]] = WeakKeyDictionary()
@@ -63,8 +63,10 @@ def map_rows(
     *,
     n_parts: int = 1,
     again: bool = False,
-) -> Floats:
+) -> Any:
     """``function`` of every encoded row, mean over the members; it sees each row as ``n_parts`` samples.
+
+    A function that returns a tuple gives a tuple of arrays, each with the bits that it would have alone.
 
     ``again`` says that this very function will be asked for more often: then it pays to find out whether few rows can
     do with a small block.
@@ -78,16 +80,24 @@ def map_rows(
         return _map_blocks(ensemble, eps, function, encoded, size, holed=False)
     # Imputation changes nothing for a complete row, so only the others pay for it.
     some = _map_blocks(ensemble, eps, function, encoded[holed], size, holed=True)
-    results = np.empty((len(encoded), *some.shape[1:]))
-    results[holed] = some
-    if not holed.all():
-        results[~holed] = _map_blocks(ensemble, eps, function, encoded[~holed], size, holed=False)
+    if holed.all():
+        return some
+    others = _map_blocks(ensemble, eps, function, encoded[~holed], size, holed=False)
+    if isinstance(some, tuple):
+        return tuple(_merged(holed, *two) for two in zip(some, others, strict=True))
+    return _merged(holed, some, others)
+
+
+def _merged(chosen: NDArray[np.bool_], some: Floats, others: Floats) -> Floats:
+    """Results of the chosen rows and of the others, in the order of the rows."""
+    results = np.empty((len(chosen), *some.shape[1:]))
+    results[chosen], results[~chosen] = some, others
     return results
 
 
 def map_folds(
     ensemble: Ensemble, eps: Tensor, function: RowFunction, folds: NDArray[np.float32], *, n_parts: int = 1
-) -> Floats:
+) -> Any:
     """``function`` of rows of each member's own, shape (n_estimators, n_rows, n_entries): one result from each."""
     size = block_size(folds.shape[-1], n_parts)
     return _map_blocks(ensemble, eps, function, folds, size, holed=bool(np.isnan(folds).any()))
@@ -102,10 +112,15 @@ def _map_blocks(
     size: int,
     *,
     holed: bool,
-) -> Floats:
+) -> Any:
     keep_freed_memory()
     vae, device = ensemble.skeleton, ensemble.device
     eps, results = eps.to(device), []
+
+    def kept(values: Tensor) -> Floats:
+        values = values[:, :n_rows].double()
+        return (values.mean(dim=0) if shared else values).cpu().numpy()
+
     shared = encoded.ndim == 2
     vae.imputation_steps, vae.complete = IMPUTATION_STEPS if holed else 0, not holed
     try:
@@ -117,11 +132,13 @@ def _map_blocks(
                 block = np.concatenate([block, padding], axis=-2)
             x = torch.from_numpy(block if block.flags.writeable else block.copy()).to(device)
             values = ensemble.map(function, x, eps, in_dims=(None if shared else 0, None))
-            kept = values[:, :n_rows].double()
-            results.append((kept.mean(dim=0) if shared else kept).cpu().numpy())
+            results.append(tuple(map(kept, values)) if isinstance(values, tuple) else kept(values))
     finally:
         vae.imputation_steps, vae.complete = 0, False
-    return np.concatenate(results, axis=0 if shared else 1)
+    axis = 0 if shared else 1
+    if isinstance(results[0], tuple):
+        return tuple(np.concatenate(parts, axis=axis) for parts in zip(*results, strict=True))
+    return np.concatenate(results, axis=axis)
 
 
 def _small_batch(ensemble: Ensemble, eps: Tensor, function: RowFunction, n_entries: int, *, holed: bool) -> int:
