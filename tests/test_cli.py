@@ -351,7 +351,7 @@ def test_a_drift_is_told(model):
     run("calibrate", model, save(mixed(200, seed=9)), "-o", "set.safetensors")
     rows, model = mixed(300, seed=1), "set.safetensors"
     assert "Normal itself may have changed" not in run("score", model, save(rows), "-o", "same.csv").stderr
-    rows["flow"] += 0.5 * rows["flow"].std()
+    rows["flow"] += rows["flow"].std()
     result = run("score", model, save(rows), "-o", "drifted.csv", "--json")
     assert "Normal itself may have changed" in result.stderr
     assert json.loads(result.stdout)["drift_p_value"] < 0.001

@@ -22,6 +22,15 @@ def test_changed_data_are_noticed(change):
     assert drift_p_value(rng.normal(size=2000), change(rng.normal(size=2000))) < DRIFT_LEVEL
 
 
+def test_scores_that_left_the_lower_half_are_noticed():
+    """None of these is remarkable, and next to none is below the median: no row is left to compare with."""
+    rng = np.random.default_rng(0)
+    calibration = rng.uniform(size=500)
+    assert drift_p_value(calibration, rng.uniform(0.55, 0.9, size=300)) < DRIFT_LEVEL
+    # With as many normal rows beside them, they may be anomalies that are hard to tell from normal.
+    assert drift_p_value(calibration, np.append(rng.uniform(0.55, 0.9, size=300), rng.uniform(size=300))) > DRIFT_LEVEL
+
+
 def test_few_rows_tell_nothing():
     scores = np.arange(100.0)
     assert drift_p_value(scores, scores[: MIN_ROWS - 1]) is None

@@ -1,5 +1,7 @@
 """Whether a batch of new scores can be normal data with some anomalies among them."""
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
@@ -10,6 +12,10 @@ __all__ = ["DRIFT_LEVEL", "MIN_ROWS", "LowScores", "drift_p_value"]
 DRIFT_LEVEL = 0.001
 # With fewer rows below the median on either side the test finds next to nothing.
 MIN_ROWS = 20
+# Scores up to this share of the calibration scores are those of rows that nothing is remarkable about.
+UNREMARKABLE = 0.95
+# How many of these may be anomalies all the same.
+MAX_MISSED = 0.5
 # SciPy computes the law of the statistic exactly up to so many scores on either side.
 MAX_EXACT = 10_000
 
@@ -17,10 +23,12 @@ MAX_EXACT = 10_000
 def drift_p_value(calibration_scores: ArrayLike, scores: ArrayLike) -> float | None:
     """p-value of the hypothesis that the normal rows of a batch score as the calibration rows do.
 
-    Anomalies score high, and how many there are is not known. So only scores up to the median of the calibration scores
-    are compared, by the two-sample Kolmogorov-Smirnov test: whatever share of the batch is anomalous, the normal rows
+    Anomalies score high, and how many there are is not known. So scores up to the median of the calibration scores are
+    compared, by the two-sample Kolmogorov-Smirnov test: whatever share of the batch is anomalous, the normal rows
     among those follow the law of the calibration scores below their median. What moves all normal scores, up or down,
-    bends that law.
+    bends that law. What moves them far up leaves next to none there. So these are counted, too: of rows that score no
+    higher than 95 % of the calibration rows, and of which at most half are taken to be anomalies, as many lie below the
+    median as the beta-binomial law says. The smaller of the two p-values is doubled, as there are two.
 
     Parameters
     ----------
@@ -31,7 +39,8 @@ def drift_p_value(calibration_scores: ArrayLike, scores: ArrayLike) -> float | N
     Returns
     -------
     float or None
-        None if fewer than 20 scores on either side are left to compare.
+        None if there are too few scores on either side for both tests: 20 below the median for the first, 40 for the
+        second.
 
     Examples
     --------
@@ -47,7 +56,7 @@ def drift_p_value(calibration_scores: ArrayLike, scores: ArrayLike) -> float | N
 class LowScores:
     """Scores up to the median of the calibration scores, counted between those: enough for :func:`drift_p_value`.
 
-    The test looks at the order of the scores alone, so however many there are, their places are all that is kept.
+    The first test looks at the order of the scores alone, so however many there are, their places are all that is kept.
 
     Examples
     --------
@@ -60,6 +69,8 @@ class LowScores:
 
     def __init__(self, calibration_scores: ArrayLike) -> None:
         known = np.asarray(calibration_scores, dtype=np.float64)
+        self.upper = float(np.quantile(known, UNREMARKABLE, method="higher"))
+        self.n_known, self.n_new = int(np.count_nonzero(known <= self.upper)), 0
         self.middle = float(np.median(known))
         self.known, self.times = np.unique(known[known <= self.middle], return_counts=True)
         self.counts = np.zeros(2 * len(self.known) + 1, dtype=np.int64)
@@ -68,6 +79,7 @@ class LowScores:
     def add(self, scores: ArrayLike) -> "LowScores":
         """Count further scores; NaN counts for nothing."""
         new = np.asarray(scores, dtype=np.float64)
+        self.n_new += int(np.count_nonzero(new <= self.upper))
         new = new[new <= self.middle]
         places = np.searchsorted(self.known, new, side="left")
         met = self.known[places.clip(max=len(self.known) - 1)] == new if len(self.known) else np.zeros(0, bool)
@@ -75,7 +87,20 @@ class LowScores:
         return self
 
     def p_value(self) -> float | None:
-        """p-value of the two-sample Kolmogorov-Smirnov test, or None of too few scores."""
+        """p-value of both tests together, or None of too few scores."""
+        found = [p for p in (self._unlike(), self._too_few()) if p is not None]
+        return min(1.0, len(found) * min(found)) if found else None
+
+    def _too_few(self) -> float | None:
+        """Chance of so few scores below the median among those that are not remarkable, if half of these are normal."""
+        n_known, n_low = int(self.times.sum()), int(self.counts.sum())
+        if min(self.n_known, self.n_new) < 2 * MIN_ROWS:
+            return None
+        n_normal = math.ceil((1.0 - MAX_MISSED) * self.n_new)
+        return float(stats.betabinom.cdf(n_low, n_normal, n_known, self.n_known - n_known + 1))
+
+    def _unlike(self) -> float | None:
+        """p-value of the two-sample Kolmogorov-Smirnov test."""
         n_known, n_new = int(self.times.sum()), int(self.counts.sum())
         if min(n_known, n_new) < MIN_ROWS:
             return None

@@ -215,6 +215,6 @@ def _tell_drift(quiet: bool, p_value: float | None) -> None:
     if p_value is not None and p_value < DRIFT_LEVEL:
         tell(
             quiet,
-            "Even the rows that look normal score unlike the calibration rows (Kolmogorov-Smirnov below the median, "
-            f"p = {p_value:.1g}). Normal itself may have changed; if these rows are normal, calibrate on them.",
+            "Even the rows that look normal score unlike the calibration rows (their law and number below the "
+            f"median, p = {p_value:.1g}). Normal itself may have changed; if these rows are normal, calibrate on them.",
         )
