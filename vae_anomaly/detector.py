@@ -841,7 +841,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         function, n_parts = self._score_function(score), self._n_parts
         # With parts the function is a new one each time.
-        scores = map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=n_parts == 1)
+        scores: Floats = map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=n_parts == 1)
         scores[by_blocks(_is_empty, encoded, np.arange(len(encoded)))] = np.nan
         return scores
 
