@@ -1,0 +1,192 @@
+"""The runs of speed.py as a Markdown page and a plot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from matplotlib.figure import Figure
+
+Line = dict[str, Any]
+COMMAND = "python reports/benchmarks/speed.py --device {} --data FOLDER --mnist FOLDER --pyod-python PATH"
+DEVICES = {"cpu": "Processor", "cuda": "GPU"}
+
+
+def write_report(lines: Sequence[Line], runs: Path) -> None:
+    """Beside the runs: a page with a part for each device, and a plot of how times grow."""
+    page = ["# Speed", "", *INTRODUCTION]
+    for device, heading in DEVICES.items():
+        own = [line for line in lines if line["device"].partition(":")[0] == device]
+        page += ["", f"## {heading}", ""]
+        page += part(own) if own else [f"Not measured. `{COMMAND.format(device)}` measures it."]
+    runs.with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    if any(line["section"] == "growth" for line in lines):
+        plot(lines).savefig(runs.with_suffix(".png"), dpi=110)
+
+
+INTRODUCTION = [
+    "Made by `speed.py`, whose top says how. Each figure is a median of runs of both sides in turn, with the same",
+    "number of threads. Ratios above 1 say that we are faster; beside the bare network, by how much we are slower.",
+]
+
+
+def part(lines: Sequence[Line]) -> list[str]:
+    """The page of one device."""
+    newest = lines[-1]
+    versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
+    threads = sorted({line["machine"]["threads"] for line in lines})
+    page = [f"{newest['processor']}, {' or '.join(map(str, threads))} threads; {versions}.", ""]
+    for section, (title, columns) in TABLES.items():
+        own = [line for line in lines if line["section"] == section]
+        if not own:
+            continue
+        page += [f"### {title}", "", _row([name for name, _, _ in columns]), _row(["---"] * len(columns))]
+        page += [_row([_shown(line.get(key), style) for _, key, style in columns]) for line in own]
+        page += [*_overall(section, own), ""]
+    return page[:-1] + _profiles([line for line in lines if line["section"] == "limit"])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _shown(value: Any, style: str) -> str:
+    return "" if value is None else format(value, style)
+
+
+def _overall(section: str, lines: Sequence[Line]) -> list[str]:
+    if section != "pyod":
+        return []
+    versions = sorted({line["pyod"] for line in lines})
+    ours, theirs = (100 * fmean(line[f"{side}_auroc"] for line in lines) for side in ("ours", "theirs"))
+    visits = median(line["ours_visits"] / line["theirs_visits"] for line in lines)
+    rows = median(line["ours_rows"] / line["theirs_rows"] for line in lines)
+    return [
+        "",
+        f"PyOD {', '.join(versions)}. Mean ROC-AUC {ours:.1f} against {theirs:.1f}. Median over the sets: {visits:.1f} "
+        f"times the rows x epochs x members a second in fit, {rows:.1f} times the rows a second in score.",
+    ]
+
+
+def _profiles(lines: Sequence[Line]) -> list[str]:
+    """What torch's profiler says the time goes to."""
+    page = []
+    for line in lines:
+        listed = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in line["profile"])
+        page += ["", f"Where the time of {line['name']} goes (operations' own time): {listed}."]
+    return page
+
+
+TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
+    "textbook": (
+        "Fit against the textbook loop (784-400-200-20, Bernoulli, batches of 128)",
+        [
+            ("images", "data", ""),
+            ("learned from", "images", ","),
+            ("epochs", "epochs", ""),
+            ("ours, s", "ours_seconds", ".2f"),
+            ("loop, s", "theirs_seconds", ".2f"),
+            ("times faster", "ratio", ".1f"),
+            ("our held-out ELBO, nats", "ours_elbo", ".1f"),
+            ("the loop's", "theirs_elbo", ".1f"),
+        ],
+    ),
+    "pyod": (
+        "Fit and score against PyOD's VAE (one network; ours are six)",
+        [
+            ("set", "name", ""),
+            ("rows", "n_train", ","),
+            ("columns", "d", ""),
+            ("our fit, s", "ours_seconds", ".2f"),
+            ("PyOD's, s", "theirs_seconds", ".2f"),
+            ("times faster", "ratio", ".2f"),
+            ("our ROC-AUC", "ours_auroc", ".3f"),
+            ("PyOD's", "theirs_auroc", ".3f"),
+            ("our rows x epochs x members / s", "ours_visits", ",.0f"),
+            ("PyOD's", "theirs_visits", ",.0f"),
+            ("rows scored / s", "ours_rows", ",.0f"),
+            ("PyOD's", "theirs_rows", ",.0f"),
+        ],
+    ),
+    "bare": (
+        "Score against the bare network (the same sums by hand on encoded rows)",
+        [
+            ("score", "name", ""),
+            ("rows", "rows", ","),
+            ("ours, s", "ours_seconds", ".3f"),
+            ("by hand, s", "theirs_seconds", ".3f"),
+            ("times as long", "ratio", ".2f"),
+            ("rows / s", "ours_rows", ",.0f"),
+        ],
+    ),
+    "single row": (
+        "One row",
+        [
+            ("table", "name", ""),
+            ("median, ms", "milliseconds", ".2f"),
+            ("slowest twentieth, ms", "slow_milliseconds", ".2f"),
+        ],
+    ),
+    "growth": (
+        "Growth",
+        [
+            ("", "name", ""),
+            ("rows", "rows", ","),
+            ("columns", "columns", ","),
+            ("members", "members", ""),
+            ("fit, s", "fit_seconds", ".1f"),
+            ("rows scored / s", "score_rows_per_second", ",.0f"),
+            ("steps", "steps", ","),
+            ("batch", "batch", ","),
+            ("passes", "passes", ".1f"),
+        ],
+    ),
+    "limit": (
+        "The limit",
+        [
+            ("", "name", ""),
+            ("s", "seconds", ".2f"),
+            ("GFLOP/s", "gflops", ".1f"),
+            ("2048-square product", "large_product_gflops", ".1f"),
+            ("product of our shapes", "like_product_gflops", ".1f"),
+            ("share of the first", "share_of_large", ".0%"),
+            ("of the second", "share_of_like", ".0%"),
+        ],
+    ),
+    "quality": (
+        "Quality (seed 0; Spearman of scores in float32 and under bfloat16 autocast, which is not used)",
+        [
+            ("set", "name", ""),
+            ("ROC-AUC", "ours_auroc", ".4f"),
+            ("on record", "recorded_auroc", ".4f"),
+            ("Spearman, novelty", "spearman_novelty", ".4f"),
+            ("Spearman, neg_log_px_z", "spearman_neg_log_px_z", ".4f"),
+            ("ROC-AUC, bfloat16", "bfloat16_auroc", ".4f"),
+        ],
+    ),
+}
+
+
+def plot(lines: Sequence[Line]) -> Figure:
+    """Seconds of a fit and rows scored a second, by rows, columns and members."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots(2, 3, sharey="row")
+    for column, what in enumerate(("rows", "columns", "members")):
+        for device in dict.fromkeys(line["device"] for line in lines):
+            own = [
+                line
+                for line in lines
+                if (line["section"], line["device"]) == ("growth", device) and line["name"].endswith(what)
+            ]
+            own.sort(key=lambda line: line[what])
+            for row, (key, label) in enumerate(
+                (("fit_seconds", "fit, s"), ("score_rows_per_second", "rows scored / s"))
+            ):
+                ax = axes[row, column]
+                ax.loglog([line[what] for line in own], [line[key] for line in own], "o-", label=device)
+                ax.grid(alpha=0.3)
+                if column == 0:
+                    ax.set_ylabel(label)
+        axes[1, column].set_xlabel(what)
+    axes[0, 0].legend()
+    return figure
