@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from vae_anomaly.errors import DataError
 
-__all__ = ["Options", "column_names", "frame_of", "has_calendar", "is_string"]
+__all__ = ["Options", "check_size", "column_names", "frame_of", "has_calendar", "is_string"]
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,23 @@ class Options:
 
 
 def frame_of(table: pa.Table, name: str, text_columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of int64, float64, bool or text."""
     columns = {}
     for column, values in zip(column_names(table.column_names, name), table.columns, strict=True):
         kind = values.type
         if column in text_columns or pa.types.is_dictionary(kind) or has_calendar(kind):
             values = _text(values, name, column)
         columns[column] = _values(values, name, column)
-    if not columns:
-        raise DataError(f"{name} has no columns.")
-    if not table.num_rows:
-        raise DataError(f"{name} has columns and no rows.")
+    check_size(len(columns), table.num_rows, name)
     return pd.DataFrame(columns)
+
+
+def check_size(n_columns: int, n_rows: int, name: str) -> None:
+    """Refuse a table without columns or rows."""
+    if not n_columns:
+        raise DataError(f"{name} has no columns.")
+    if not n_rows:
+        raise DataError(f"{name} has columns and no rows.")
 
 
 def column_names(names: Sequence[str], where: str) -> list[str]:

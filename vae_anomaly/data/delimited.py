@@ -5,8 +5,8 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pyarrow as pa
@@ -16,9 +16,23 @@ import pyarrow.csv
 from vae_anomaly.data.arrow import Options, column_names, has_calendar, is_string
 from vae_anomaly.errors import DataError
 
-__all__ = ["MISSING", "read_csv", "read_csv_gz", "read_tsv"]
+__all__ = [
+    "DAMAGED_GZIP",
+    "MISSING",
+    "Layout",
+    "check_utf8",
+    "csv_layout",
+    "csv_table",
+    "damaged_gzip",
+    "find_delimiter",
+    "read_csv",
+    "read_csv_gz",
+    "read_tsv",
+]
 
 MISSING = ("", "NA", "NaN", "nan", "-nan", "-NaN", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NULL", "null", "None")
+
+DAMAGED_GZIP = (OSError, EOFError, zlib.error)
 
 _BOM = b"\xef\xbb\xbf"
 # A row has to fit into one block; the default of 1 MiB is too little for a hundred thousand columns.
@@ -27,33 +41,88 @@ _BLOCK_SIZE = 1 << 24
 
 def read_csv(content: bytes, name: str, options: Options) -> pa.Table:
     """The table in a CSV file, its types inferred from all rows."""
-    _check_utf8(content, name)
-    content = content.removeprefix(_BOM)
-    if content.isspace() or not content:
+    check_utf8(content, name)
+    layout = csv_layout(content, name, options)
+    return csv_table(content[layout.length :], layout, name, options.text_columns)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the header of a CSV file says."""
+
+    names: tuple[str, ...]
+    delimiter: str
+    length: int
+    """Bytes up to the end of the header."""
+
+
+def csv_layout(content: bytes, name: str, options: Options) -> Layout:
+    """Layout of a CSV file from its first rows, or all of them."""
+    bare = content.removeprefix(_BOM)
+    if bare.isspace() or not bare:
         raise DataError(f"{name} is empty.")
-    delimiter = options.delimiter or _delimiter(content)
-    header, length = _header(content, delimiter, name)
+    delimiter = options.delimiter or find_delimiter(bare)
+    header, length = _header(bare, delimiter, name)
     _check_header(header, name)
     names = column_names([cell.strip() for cell in header], name)
-    body = content[length:]
+    body = bare[length:]
     if body.isspace() or not body:
         raise DataError(f"{name} has a header and no rows.")
-    if content.count(b'"') % 2:
-        _check_quotes(body, delimiter, name)
-    table = _parse(body, delimiter, names, name, options.text_columns)
-    table = _without_calendar(table, lambda columns: _parse(body, delimiter, names, name, columns, only=True))
-    return _with_late_numbers(table, options.text_columns)
+    return Layout(tuple(names), delimiter, length + len(content) - len(bare))
+
+
+def csv_table(
+    body: bytes,
+    layout: Layout,
+    name: str,
+    text_columns: Sequence[str],
+    *,
+    numbers: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    first_row: int = 0,
+) -> pa.Table:
+    """The table in some rows of a CSV file, ``first_row`` of which stand before them.
+
+    Types are inferred from these rows, where they are not known: columns in ``text_columns`` are text, and those in
+    ``numbers`` are floats if all their cells can be. ``only`` names the columns to read.
+    """
+    if body.count(b'"') % 2:
+        _check_quotes(body, layout.delimiter, name, first_row)
+
+    def parse(types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> pa.Table:
+        return _parse(body, layout, types, columns)
+
+    texts = dict.fromkeys(text_columns, pa.string())
+    if numbers:
+        try:
+            return parse({**dict.fromkeys(numbers, pa.float64()), **texts}, only)
+        except pa.ArrowException:
+            # Cells of blanks and of words, which inference tells from each other.
+            pass
+    try:
+        table = _without_calendar(
+            parse(texts, only), lambda columns: parse(dict.fromkeys(columns, pa.string()), columns)
+        )
+    except pa.ArrowException as error:
+        _check_widths(body, layout.delimiter, len(layout.names), name, first_row)
+        raise DataError(f"{name} can't be read as CSV: {str(error).splitlines()[0]}.") from None
+    return _with_late_numbers(table, text_columns)
 
 
 def read_csv_gz(content: bytes, name: str, options: Options) -> pa.Table:
     """The table in a CSV file compressed with gzip."""
     try:
         plain = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error):
-        raise DataError(f"{name} is damaged, cut short or not compressed with gzip. Make or copy it again.") from None
+    except DAMAGED_GZIP:
+        raise damaged_gzip(name) from None
     if not plain:
         raise DataError(f"{name} is empty.")
     return read_csv(plain, name, options)
+
+
+def damaged_gzip(name: str) -> DataError:
+    """What to say of a file that raises one of ``DAMAGED_GZIP``."""
+    return DataError(f"{name} is damaged, cut short or not compressed with gzip. Make or copy it again.")
 
 
 def read_tsv(content: bytes, name: str, options: Options) -> pa.Table:
@@ -61,15 +130,16 @@ def read_tsv(content: bytes, name: str, options: Options) -> pa.Table:
     return read_csv(content, name, replace(options, delimiter=options.delimiter or "\t"))
 
 
-def _check_utf8(content: bytes, name: str) -> None:
+def check_utf8(content: bytes, name: str, first_line: int = 0) -> None:
+    """Refuse what is no text; ``first_line`` lines of the file stand before ``content``."""
     try:
         content.isascii() or content.decode()
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = first_line + content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{name}, line {line} is not UTF-8 text. Save the file again as UTF-8.") from None
 
 
-def _delimiter(content: bytes) -> str:
+def find_delimiter(content: bytes) -> str:
     """The likeliest character between the cells of the header: a comma unless another occurs more often."""
     for line in _lines(content):
         if line.strip():
@@ -115,7 +185,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _check_quotes(body: bytes, delimiter: str, name: str) -> None:
+def _check_quotes(body: bytes, delimiter: str, name: str, first_row: int) -> None:
     """Refuse a quoted cell without an end, which would swallow all rows that follow."""
     n_rows = 0
     try:
@@ -123,31 +193,25 @@ def _check_quotes(body: bytes, delimiter: str, name: str) -> None:
             n_rows += bool(row)
     except csv.Error:
         problem = "a quoted cell does not end. Close it, and write a quote inside a quoted cell twice."
-        raise DataError(f"{name}, row {n_rows + 1}: {problem}") from None
+        raise DataError(f"{name}, row {first_row + n_rows + 1}: {problem}") from None
 
 
-def _parse(
-    body: bytes, delimiter: str, names: Sequence[str], name: str, text_columns: Sequence[str], only: bool = False
-) -> pa.Table:
-    try:
-        return pyarrow.csv.read_csv(
-            pa.BufferReader(body),
-            pyarrow.csv.ReadOptions(column_names=names, block_size=_BLOCK_SIZE),
-            # Rows are split much faster where no cell can hold a line end.
-            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in body),
-            pyarrow.csv.ConvertOptions(
-                null_values=list(MISSING),
-                strings_can_be_null=True,
-                column_types=dict.fromkeys(text_columns, pa.string()),
-                include_columns=list(text_columns) if only else None,
-            ),
-        )
-    except pa.ArrowException as error:
-        _check_widths(body, delimiter, len(names), name)
-        raise DataError(f"{name} can't be read as CSV: {str(error).splitlines()[0]}.") from None
+def _parse(body: bytes, layout: Layout, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> pa.Table:
+    return pyarrow.csv.read_csv(
+        pa.BufferReader(body),
+        pyarrow.csv.ReadOptions(column_names=layout.names, block_size=_BLOCK_SIZE),
+        # Rows are split much faster where no cell can hold a line end.
+        pyarrow.csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=b'"' in body),
+        pyarrow.csv.ConvertOptions(
+            null_values=list(MISSING),
+            strings_can_be_null=True,
+            column_types=types,
+            include_columns=None if columns is None else list(columns),
+        ),
+    )
 
 
-def _check_widths(body: bytes, delimiter: str, expected: int, name: str) -> None:
+def _check_widths(body: bytes, delimiter: str, expected: int, name: str, first_row: int) -> None:
     rows = (row for row in csv.reader(_lines(body), delimiter=delimiter) if row)
     try:
         wrong = next(((number, len(row)) for number, row in enumerate(rows, start=1) if len(row) != expected), None)
@@ -155,7 +219,7 @@ def _check_widths(body: bytes, delimiter: str, expected: int, name: str) -> None
         return
     if wrong is not None:
         problem = f"expected {expected} cells, found {wrong[1]}. Put cells that hold {delimiter!r} in quotes."
-        raise DataError(f"{name}, row {wrong[0]}: {problem}")
+        raise DataError(f"{name}, row {first_row + wrong[0]}: {problem}")
 
 
 def _without_calendar(table: pa.Table, read_text: Callable[[Sequence[str]], pa.Table]) -> pa.Table:

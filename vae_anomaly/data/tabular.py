@@ -22,7 +22,23 @@ from vae_anomaly.data.delimited import read_csv, read_csv_gz, read_tsv
 from vae_anomaly.data.table import Data, known_suffix, labels, no_such_column
 from vae_anomaly.errors import DataError
 
-__all__ = ["READERS", "read"]
+__all__ = [
+    "DAMAGED_PARQUET",
+    "READERS",
+    "check_alike",
+    "check_delimiter",
+    "damaged_parquet",
+    "feature_columns",
+    "is_index",
+    "names_of",
+    "opening",
+    "read",
+    "read_frame",
+    "row_ids",
+    "tables_in",
+]
+
+DAMAGED_PARQUET = (pa.ArrowException, OSError)
 
 
 def read(
@@ -84,29 +100,20 @@ def read(
     >>> read(path, keep=["state"]).kept["state"].tolist()
     ['ok', 'leak']
     """
-    normal_value, drop, keep, text_columns = (
-        (names,) if isinstance(names, str) else tuple(map(str, names))
-        for names in (normal_value, drop, keep, text_columns)
-    )
+    normal_value, drop, keep, text_columns = map(names_of, (normal_value, drop, keep, text_columns))
     if normal_value and label is None:
         raise DataError("A normal value was given without a label column. Name the column with --label.")
-    if delimiter is not None and len(delimiter) != 1:
-        raise DataError(f"The delimiter {delimiter!r} is not one character.")
+    check_delimiter(delimiter)
     named = tuple(dict.fromkeys(name for name in (label, id, *keep, *drop) if name is not None))
     # Ids are read as text, so that they come out as they stand in the file.
     options = Options(text_columns if id is None else (*text_columns, id), delimiter, named)
     name, parts = _parts(path, options)
     frame = _joined(parts)
-    for column in dict.fromkeys((*named, *text_columns)):
-        if column not in frame:
-            raise no_such_column(name, column, frame.columns)
-    X = frame.drop(columns=list(named))
-    if X.shape[1] == 0:
-        raise DataError(f"{name} has no column left besides {', '.join(map(repr, named))}: there are no features.")
+    features = feature_columns(list(frame.columns), named, text_columns, name)
     return Data(
-        X=X,
+        X=frame[features],
         y=None if label is None else labels(frame[label], normal_value, name),
-        ids=np.arange(1, len(frame) + 1) if id is None else _ids(frame[id]),
+        ids=np.arange(1, len(frame) + 1) if id is None else row_ids(frame[id]),
         id_name="row" if id is None else id,
         name=name,
         sources=tuple((part.name, len(part.frame)) for part in parts),
@@ -115,7 +122,29 @@ def read(
     )
 
 
-def _ids(values: "pd.Series[Any]") -> NDArray[Any]:
+def names_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of columns, of which one may come alone."""
+    return (names,) if isinstance(names, str) else tuple(map(str, names))
+
+
+def check_delimiter(delimiter: str | None) -> None:
+    """Refuse a delimiter that is not one character."""
+    if delimiter is not None and len(delimiter) != 1:
+        raise DataError(f"The delimiter {delimiter!r} is not one character.")
+
+
+def feature_columns(columns: Sequence[str], named: Sequence[str], texts: Sequence[str], where: str) -> list[str]:
+    """The columns besides those that were asked for by name, all of which have to be there."""
+    for column in dict.fromkeys((*named, *texts)):
+        if column not in columns:
+            raise no_such_column(where, column, columns)
+    features = [column for column in columns if column not in named]
+    if not features:
+        raise DataError(f"{where} has no column left besides {', '.join(map(repr, named))}: there are no features.")
+    return features
+
+
+def row_ids(values: "pd.Series[Any]") -> NDArray[Any]:
     """Whole numbers where nothing is lost by it, text otherwise; empty text for a missing id."""
     text = values.astype(object).where(values.notna(), "")
     try:
@@ -145,12 +174,16 @@ def _parts(path: str | os.PathLike[str], options: Options) -> tuple[str, list[_P
         return "standard input", [_part("standard input", suffix, lambda: content, options)]
     if not os.path.isdir(name):
         return name, [_part(name, known_suffix(name, READERS), Path(name).read_bytes, options)]
+    return name, [_part(path, known_suffix(path, READERS), Path(path).read_bytes, options) for path in tables_in(name)]
+
+
+def tables_in(folder: str) -> list[str]:
+    """Paths of the tables in a folder, by name."""
     # Hidden files are left out: some systems leave one beside each file, under the same suffix.
-    files = sorted(f for f in os.listdir(name) if f.lower().endswith(tuple(READERS)) and not f.startswith("."))
+    files = sorted(f for f in os.listdir(folder) if f.lower().endswith(tuple(READERS)) and not f.startswith("."))
     if not files:
-        raise DataError(f"{name} is a folder without a table. Known suffixes are {', '.join(READERS)}.")
-    paths = [os.path.join(name, file) for file in files]
-    return name, [_part(path, known_suffix(path, READERS), Path(path).read_bytes, options) for path in paths]
+        raise DataError(f"{folder} is a folder without a table. Known suffixes are {', '.join(READERS)}.")
+    return [os.path.join(folder, file) for file in files]
 
 
 def _part(name: str, suffix: str, content: Callable[[], bytes], options: Options) -> _Part:
@@ -162,13 +195,25 @@ def _part(name: str, suffix: str, content: Callable[[], bytes], options: Options
     return _Part(name, frame(()), frame)
 
 
-def _bytes(name: str, content: Callable[[], bytes]) -> bytes:
+def read_frame(name: str, options: Options) -> pd.DataFrame:
+    """The table in one file, whole."""
+    return _part(name, known_suffix(name, READERS), Path(name).read_bytes, options).frame
+
+
+@contextmanager
+def opening(name: str) -> Iterator[None]:
+    """Say in our own words that a file can't be opened."""
     try:
-        found = content()
+        yield
     except FileNotFoundError:
         raise DataError(f"{name} does not exist.") from None
     except OSError as error:
         raise DataError(f"{name} can't be opened: {error.strerror or error}.") from None
+
+
+def _bytes(name: str, content: Callable[[], bytes]) -> bytes:
+    with opening(name):
+        found = content()
     if not found:
         raise DataError(f"{name} is empty.")
     return found
@@ -179,16 +224,22 @@ def _joined(parts: list[_Part]) -> pd.DataFrame:
     first, *others = parts
     if not others:
         return first.frame
-    for other in others:
-        for one, two in ((first, other), (other, first)):
-            for column in two.frame.columns.difference(one.frame.columns, sort=False):
-                raise DataError(f"{one.name} has no column {column!r}, and {two.name} has. Give all files the same.")
+    check_alike([(part.name, list(part.frame.columns)) for part in parts])
     frames = [part.frame[list(first.frame.columns)] for part in parts]
     # A column that is text in one file is text in all, read anew so that 007 does not come back as 7.
     mixed = [name for name in first.frame if len({_is_text(f[name]) for f in frames if f[name].notna().any()}) > 1]
     if mixed:
         frames = [part.read(mixed)[list(first.frame.columns)] for part in parts]
     return _stacked(frames)
+
+
+def check_alike(parts: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Refuse files, given by name and columns, whose columns are not the same."""
+    first, *others = parts
+    for other in others:
+        for (one, its), (two, columns) in ((first, other), (other, first)):
+            for column in [column for column in columns if column not in set(its)]:
+                raise DataError(f"{one} has no column {column!r}, and {two} has. Give all files the same.")
 
 
 def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
@@ -214,9 +265,19 @@ def read_parquet(content: bytes, name: str, options: Options) -> pa.Table:
     """The table in a Parquet file, without the unnamed index that pandas may have left in it."""
     try:
         table = pyarrow.parquet.read_table(pa.BufferReader(content))
-    except (pa.ArrowException, OSError):
-        raise DataError(f"{name} is damaged or not a Parquet file. Make or copy it again.") from None
-    return table.drop_columns([n for n in table.column_names if re.fullmatch(r"__index_level_\d+__", n)])
+    except DAMAGED_PARQUET:
+        raise damaged_parquet(name) from None
+    return table.drop_columns([column for column in table.column_names if is_index(column)])
+
+
+def damaged_parquet(name: str) -> DataError:
+    """What to say of a file that raises one of ``DAMAGED_PARQUET``."""
+    return DataError(f"{name} is damaged or not a Parquet file. Make or copy it again.")
+
+
+def is_index(column: str) -> bool:
+    """Whether a column is the unnamed index of a frame."""
+    return bool(re.fullmatch(r"__index_level_\d+__", column))
 
 
 def read_numpy(content: bytes, name: str, options: Options) -> pa.Table:
