@@ -22,6 +22,7 @@ TABLE = {
     "thresholds": {"tails"},
     "fused": set(),
     "memory": set(),
+    "in_parts": {"errors", "scratch"},
     "neighbours": set(),
     "number_texts": set(),
     "nets": {"fused"},
@@ -57,6 +58,7 @@ TABLE = {
     "data.table": {"errors"},
     "data.tabular": {"data.arrow", "data.delimited", "data.table", "errors"},
     "data.samples": {"errors"},
+    "data.large": {"data.batches", "data.table", "data.tabular", "in_parts"},
     # Images.
     "data.decoding": set(),
     "data.image_set": {"data.decoding", "errors"},
@@ -81,9 +83,9 @@ TABLE = {
         "augment", "features", "likelihoods", "pixels", "preprocessing", "scratch", "splitting", "training", "vae",
     },
     "detector": {
-        "backbones", "ensemble", "errors", "features", "groups", "label_thresholds", "likelihoods", "model_state",
-        "parameters", "pixels", "planning", "preprocessing", "pretrained", "row_hashes", "scores", "scoring", "scratch",
-        "splitting", "streaming", "tails", "thresholds", "training", "vae",
+        "backbones", "ensemble", "errors", "features", "groups", "in_parts", "label_thresholds", "likelihoods",
+        "model_state", "parameters", "pixels", "planning", "preprocessing", "pretrained", "row_hashes", "scores",
+        "scoring", "scratch", "splitting", "streaming", "tails", "thresholds", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups", "number_texts"},
     # Evaluation.
@@ -137,8 +139,10 @@ TABLE = {
     "cli": {"errors"},
     "cli.common": {"data", "data.writers", "detector", "errors", "parameters", "thresholds"},
     "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
+    "cli.large": {"cli.common", "cli.images", "data.large", "memory"},
     "cli.fit": {
-        "cli.common", "cli.images", "data", "data.decode_once", "detector", "errors", "predictions", "row_hashes",
+        "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.images", "detector", "errors",
+        "in_parts", "predictions", "row_hashes",
     },
     "cli.score": {
         "atomic", "cli.common", "cli.images", "data", "data.writers", "discoveries", "drift", "heat_maps",

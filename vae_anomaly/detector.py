@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Self, cast
+from typing import Any, Self, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import CalibrationWarning, CellError, DataError, PosteriorCollapseWarning, look_up
 from vae_anomaly.features import FeatureSchema
 from vae_anomaly.groups import Groups, RowGroups, row_groups
+from vae_anomaly.in_parts import TableInParts
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.parameters import check_params, find_device
@@ -52,6 +53,7 @@ from vae_anomaly.vae import VAE
 __all__ = ["VAEDetector", "load"]
 
 Floats = NDArray[np.float64]
+Table: TypeAlias = pd.DataFrame | TableInParts | NDArray[np.float32]
 
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -255,7 +257,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : DataFrame or array-like of shape (n_samples, n_features), or images of shape (n_samples, channels, h, w)
             Normal data; missing values as NaN (None in a column of text). Images hold values in [0, 1], or unsigned
-            integers.
+            integers. A table larger than memory comes as a :class:`~vae_anomaly.in_parts.TableInParts`.
         y : ignored
         groups : array-like of shape (n_samples,), optional
             Group of each row, such as its machine: each gets a threshold of its own, from its own calibration rows, and
@@ -282,8 +284,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
            https://arxiv.org/abs/2104.08279
         """
         check_params(self.get_params())
-        frame = self._frame(X, reset=True)
-        self.from_frame_ = isinstance(X, pd.DataFrame)
+        frame = self._table(X)
+        self.from_frame_ = isinstance(X, pd.DataFrame | TableInParts)
         self._check_categorical(frame)
         self.seed_ = self._seed()
         generators = [_generator(self.seed_, member) for member in range(self.n_estimators + 1)]
@@ -293,7 +295,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # Before the training, which takes long.
             _by_group(rows, self.threshold, self.fpr)
         self.schema_ = self._infer_schema(frame, split.fitted)
-        encoded = self.schema_.encode(frame)
+        encoded = frame.encode(self.schema_) if isinstance(frame, TableInParts) else self.schema_.encode(frame)
         self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(encoded).data).hexdigest()
         self._train(encoded, split, generators, on_check)
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
@@ -309,13 +311,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.notes_: dict[str, Any] = {}
         return self
 
-    def _check_categorical(self, frame: pd.DataFrame | NDArray[np.float32]) -> None:
+    def _check_categorical(self, frame: Table) -> None:
         columns = () if isinstance(frame, np.ndarray) else frame.columns
         unknown = sorted(set(map(str, self.categorical_features)) - set(map(str, columns)))
         if unknown:
             raise ValueError(f"categorical_features names {unknown[0]!r}, and X has no such column.")
 
-    def _infer_schema(self, frame: pd.DataFrame | NDArray[np.float32], rows: NDArray[np.intp]) -> Schema | ImageSchema:
+    def _infer_schema(self, frame: Table, rows: NDArray[np.intp]) -> Schema | ImageSchema:
         """Schema of the training rows alone.
 
         Were the calibration rows among them, no value of theirs could ever be an unseen one, and new rows would look
@@ -334,9 +336,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if self.net == "conv":
             raise ValueError("net='conv' is for images, of shape (n_samples, channels, height, width).")
+        known, rows = frame.known(rows) if isinstance(frame, TableInParts) else (frame.iloc[rows], rows)
         try:
             return Schema.infer(
-                frame.iloc[rows],
+                known,
                 kinds=kind.columns,
                 scaling=kind.scaling,
                 categorical=self.categorical_features,
@@ -367,6 +370,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(self.random_state, (int, np.integer)):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _table(self, X: Any) -> Table:
+        """What to fit on; a table in parts as it is."""
+        if not isinstance(X, TableInParts):
+            return self._frame(X, reset=True)
+        self._frame(X.sample, reset=True)
+        return X
 
     def _frame(self, X: Any, *, reset: bool) -> pd.DataFrame | NDArray[np.float32]:
         """``X`` as a data frame with the columns seen in ``fit``, or as images."""

@@ -1,11 +1,35 @@
-"""What the C library does with memory that is freed."""
+"""How much memory there is, and what the C library does with what is freed."""
+
+import os
+from pathlib import Path
 
 import torch
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["available_memory", "keep_freed_memory"]
 
 # The largest block that glibc learns from is 32 MiB.
 LARGEST = 30 * 2**20
+# What any machine has that trains networks.
+FALLBACK = 4 * 2**30
+
+
+def available_memory() -> int:
+    """Bytes of memory that a process can have without others losing theirs; where that is not known, half of all.
+
+    Examples
+    --------
+    >>> available_memory() > 2**20
+    True
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):
+        return FALLBACK
 
 
 def keep_freed_memory() -> None:

@@ -46,7 +46,7 @@ def _reserve(file: Any, n_bytes: int) -> None:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
     except OSError as error:
         where = tempfile.gettempdir()
-        what = f"{n_bytes / 1e9:.3g} GB of decoded images do not fit into {where}; set TMPDIR to another folder"
+        what = f"{n_bytes / 1e9:.3g} GB do not fit into {where}; set TMPDIR to another folder"
         raise OSError(error.errno, what) from None
 
 

@@ -1,6 +1,7 @@
 """vae-anomaly fit: normal rows in, model file out."""
 
 import warnings
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,10 +23,12 @@ from vae_anomaly.cli.common import (
     tell,
 )
 from vae_anomaly.cli.images import check_normal, image_options, image_progress, read_any, tell_resized
+from vae_anomaly.cli.large import columns_note, large_options, open_large, sample_note
 
 if TYPE_CHECKING:
     from vae_anomaly.data import Data
     from vae_anomaly.data.images import Images
+    from vae_anomaly.data.large import LargeTable
     from vae_anomaly.detector import VAEDetector
 
 
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
     "--brightness", type=FiniteRange(0, 1), default=0.0, help="Make images to learn from so much brighter or darker."
 )
 @click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True)
+@large_options
 @image_options
 @device_option
 @overwrite_option
@@ -119,6 +123,8 @@ def command(
     normal_class: tuple[str, ...],
     root: str,
     cache_gb: float,
+    max_rows: int | None,
+    max_memory: int | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -133,47 +139,65 @@ def command(
     """
     check_output(output, overwrite, stdout=False)
     check_device(params["device"])
-    table = read_any(
-        data,
-        split="train",
-        images=images,
-        normal_class=normal_class,
-        root=root,
-        cache_gb=cache_gb,
-        size=size,
-        label=label,
-        normal_value=normal_value,
-        id_column=id_column,
-        drop=drop,
-        delimiter=delimiter,
-        keep=() if group is None else (group,),
-        text_columns=categorical if group is None else (*categorical, group),
+    columns: dict[str, Any] = {
+        "label": label,
+        "normal_value": normal_value,
+        "id_column": id_column,
+        "drop": drop,
+        "delimiter": delimiter,
+        "keep": () if group is None else (group,),
+        "text_columns": categorical if group is None else (*categorical, group),
+    }
+    seed = params["random_state"]
+    image_only: dict[str, Any] = {"normal_class": normal_class, "root": root, "size": size}
+    large = (
+        None
+        if normal_class or size
+        else open_large(data, images=images, max_rows=max_rows, max_memory=max_memory, **columns)
     )
-    _check_images(table, params)
-    normal, X = _normal(table, cache_gb, quiet)
-    detector = _fit(normal, X, group, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
-    notes = {"data": table.name, "left_out_columns": list(table.dropped), "id": id_column}
-    detector.save(output, notes=notes)
-    summary = _summary(detector, table, normal, output)
+    if large is None:
+        table = read_any(data, split="train", images=images, cache_gb=cache_gb, **image_only, **columns)
+        _check_images(table, params)
+        rows = _normal(table, cache_gb, quiet)
+        if max_rows is not None:
+            rows = _fewer(rows, max_rows, seed)
+    else:
+        _check_images(large, params)
+        rows = _drawn(large, max_rows, seed) if max_rows is not None else _in_parts(large, group, seed)
+    detector = _fit(rows, group, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
+    detector.save(output, notes={**rows.notes, "id": id_column})
+    summary = _summary(detector, rows, output)
     _tell_summary(quiet, detector, summary)
     if as_json:
         print_json(summary)
 
 
-def _check_images(table: "Data | Images", params: dict[str, Any]) -> None:
+@dataclass
+class _Rows:
+    """Normal rows to fit on, as the detector takes them, and where they come from."""
+
+    X: Any
+    source: Any
+    """Tells the file and the row of each, and has its group."""
+    counts: dict[str, int]
+    notes: dict[str, Any]
+    said: list[str] = field(default_factory=list)
+    """Sentences for people."""
+
+
+def _check_images(table: "Data | Images | LargeTable", params: dict[str, Any]) -> None:
     """Refuse for a table what changes images."""
-    from vae_anomaly.data import Data
+    from vae_anomaly.data.images import Images
 
     for name, option in (("flips", "--flip"), ("shift", "--shift"), ("brightness", "--brightness")):
-        if isinstance(table, Data) and params[name]:
+        if not isinstance(table, Images) and params[name]:
             raise click.UsageError(f"{option} is for images, and {table.name} holds none.")
 
 
-def _normal(table: "Data | Images", cache_gb: float, quiet: bool) -> tuple["Data | Images", Any]:
-    """What to train on, as rows and as the detector takes it; images that can't be decoded are left out."""
+def _normal(table: "Data | Images", cache_gb: float, quiet: bool) -> _Rows:
+    """What to train on; images that can't be decoded are left out."""
     from vae_anomaly.data import Data
     from vae_anomaly.data.decode_once import decode_once
-    from vae_anomaly.errors import DataError
 
     normal = table.normal()
     X = normal.X
@@ -186,16 +210,78 @@ def _normal(table: "Data | Images", cache_gb: float, quiet: bool) -> tuple["Data
             first = int((reasons != "").argmax())
             tell(quiet, f"Left out {(reasons != '').sum()} images, such as {normal.locate(first)}: {reasons[first]}.")
         normal = normal.take(reasons == "")
-    if len(normal) < 2:
-        what = f"{_kind(table)}" if table.y is None else f"{_kind(table)} labelled normal"
-        raise DataError(f"{table.name} has {len(normal) or 'no'} {what}, and at least 2 are needed to fit.")
-    return normal, X
+    kind = "row" if isinstance(normal, Data) else "image"
+    _check_enough(table.name, len(normal), kind if table.y is None else f"{kind} labelled normal")
+    counts = {
+        "rows": len(table.X),
+        "normal_rows": len(normal.X),
+        "anomalies_left_out": 0 if table.y is None else int((table.y == 1).sum()),
+        "unlabelled_left_out": 0 if table.y is None else int((table.y == -1).sum()),
+    }
+    return _Rows(X, normal, counts, _notes(table))
 
 
-def _kind(table: "Data | Images") -> str:
-    from vae_anomaly.data import Data
+def _check_enough(name: str, n_rows: int, what: str) -> None:
+    from vae_anomaly.errors import DataError
 
-    return "row" if isinstance(table, Data) else "image"
+    if n_rows < 2:
+        raise DataError(f"{name} has {n_rows or 'no'} {what}, and at least 2 are needed to fit.")
+
+
+def _notes(table: "Data | Images | LargeTable") -> dict[str, Any]:
+    return {"data": table.name, "left_out_columns": list(table.dropped)}
+
+
+def _fewer(rows: _Rows, max_rows: int, seed: int) -> _Rows:
+    """Some of the rows of a table that was read whole: those that would be drawn from its batches."""
+    from vae_anomaly.in_parts import survey
+
+    chosen = survey(lambda texts: iter([rows.X]), max_rows, seed).positions
+    return _stated(rows.source.take(chosen), rows.counts, rows.notes, seed)
+
+
+def _drawn(table: "LargeTable", max_rows: int, seed: int) -> _Rows:
+    """Some of the rows of a table that is read in batches."""
+    sample = table.sample(max_rows, seed)
+    _check_large(table)
+    return _stated(sample, _counts(table), _notes(table), seed)
+
+
+def _stated(sample: "Data", counts: dict[str, int], notes: dict[str, Any], seed: int) -> _Rows:
+    """Rows that were drawn, and that they were."""
+    n_normal = counts["normal_rows"]
+    said = f"Drew {len(sample)} of the {n_normal} normal rows, uniformly, by the seed {seed}."
+    counts = {**counts, "sampled": len(sample)}
+    return _Rows(sample.X, sample, counts, {**notes, "sample": sample_note(len(sample), n_normal, seed)}, [said])
+
+
+def _in_parts(table: "LargeTable", group: str | None, seed: int) -> _Rows:
+    """All rows of a table that is read in batches."""
+    from vae_anomaly.in_parts import TableInParts
+
+    X = TableInParts(table.parts, seed)
+    _check_large(table)
+    said = [f"{table.name} may not fit into memory: its rows are encoded into a temporary file."]
+    if not X.exact:
+        said.append(columns_note(len(X.sample), len(X)))
+    notes = _notes(table)
+    if not X.exact:
+        notes["columns_sample"] = sample_note(len(X.sample), len(X), seed)
+    return _Rows(X, table, _counts(table), notes, said)
+
+
+def _counts(table: "LargeTable") -> dict[str, int]:
+    counts = table.counts
+    return {
+        "rows": counts.rows,
+        "normal_rows": counts.normal,
+        "anomalies_left_out": counts.anomalies,
+        "unlabelled_left_out": counts.unlabelled,
+    }
+
+
+def _check_large(table: "LargeTable") -> None:
+    _check_enough(table.name, table.counts.normal, "row" if table.label is None else "row labelled normal")
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -208,30 +294,29 @@ def _widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-def _fit(normal: "Data | Images", X: Any, group: str | None, quiet: bool, **params: Any) -> "VAEDetector":
+def _fit(rows: _Rows, group: str | None, quiet: bool, **params: Any) -> "VAEDetector":
     from vae_anomaly.detector import VAEDetector
     from vae_anomaly.errors import CalibrationWarning, DataError
     from vae_anomaly.predictions import located
 
+    for sentence in rows.said:
+        tell(quiet, sentence)
     detector = VAEDetector(**params)
-    with warnings.catch_warnings(), located(normal), progress(quiet) as on_check:
+    groups = None if group is None else rows.source.kept[group]
+    with warnings.catch_warnings(), located(rows.source), progress(quiet) as on_check:
         # In the shell nobody would see a model that never flags anything for what it is.
         warnings.simplefilter("error", CalibrationWarning)
         try:
-            detector.fit(X, groups=None if group is None else normal.kept[group], on_check=on_check)
+            detector.fit(rows.X, groups=groups, on_check=on_check)
         except CalibrationWarning as warning:
-            raise DataError(f"{normal.name}: {warning}") from None
+            raise DataError(f"{rows.source.name}: {warning}") from None
     return detector
 
 
-def _summary(detector: "VAEDetector", table: "Data | Images", normal: "Data | Images", output: str) -> dict[str, Any]:
-    n_rows = len(table.X)
+def _summary(detector: "VAEDetector", rows: _Rows, output: str) -> dict[str, Any]:
     return {
         "model": output,
-        "rows": n_rows,
-        "normal_rows": len(normal.X),
-        "anomalies_left_out": 0 if table.y is None else int((table.y == 1).sum()),
-        "unlabelled_left_out": 0 if table.y is None else int((table.y == -1).sum()),
+        **rows.counts,
         "trained_on": detector.n_rows_["train"],
         "calibrated_on": detector.n_rows_["calibration"],
         "threshold": detector.threshold_,
@@ -262,7 +347,8 @@ def _tell_summary(quiet: bool, detector: "VAEDetector", summary: dict[str, Any])
         if summary[key]
     ]
     also = f"; left out {' and '.join(left_out)}" if left_out else ""
-    tell(quiet, f"Fitted on {summary['normal_rows']} normal rows{also}.")
+    n_rows = summary.get("sampled", summary["normal_rows"])
+    tell(quiet, f"Fitted on {n_rows} normal rows{also}.")
     tell(
         quiet,
         f"Trained on {summary['trained_on']} of them, {detector.n_estimators} members, "
