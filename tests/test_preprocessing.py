@@ -400,3 +400,15 @@ def test_decimal_commas_are_named_rather_than_ignored():
         Schema.infer(frame)
     # A list of codes is none.
     assert Schema.infer(frame.assign(temp=["a,b", "1,2", "x"])).columns[1].kind == "categorical"
+
+
+def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(rng):
+    frame = pd.DataFrame(rng.normal(size=(300, 3)).round(1), columns=["a", "b", "c"])
+    frame["two"], frame["code"] = rng.integers(0, 2, size=300) * 1.0, rng.integers(0, 4, size=300) * 1.0
+    frame = frame.mask(rng.random(frame.shape) < 0.1)
+    schema = Schema.infer(frame, categorical=["code"], rank_share=0.15)
+    beside = schema.encode(frame.astype({"b": object}))
+    np.testing.assert_array_equal(schema.encode(frame), beside)
+    for bad in (np.inf, -np.inf):
+        with pytest.raises(CellError, match=r"row 8, column 'b': -?inf is not finite"):
+            schema.encode(frame.assign(b=frame["b"].where(frame.index != 7, bad)))

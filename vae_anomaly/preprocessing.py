@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,13 @@ class Column:
             linear = (numbers - self.center) / self.scale
         if not self.knots:
             return linear
-        bent: NDArray[np.float64] = linear + np.interp(numbers, self.knots, self.bends)
+        bent: NDArray[np.float64] = linear + np.interp(numbers, *self._map)
         return bent
+
+    @cached_property
+    def _map(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        # Made once: for a single row, it would take longer than all else.
+        return np.array(self.knots), np.array(self.bends)
 
     def unscaled(self, encoded: NDArray[np.float64]) -> NDArray[np.float64]:
         """Inverse of :meth:`scaled`."""
@@ -193,9 +199,12 @@ class Schema:
         """
         encoded = np.empty((len(frame), len(self.owner)), dtype=np.float32)
         start = 0
+        # Columns of a frame come one by one, and slowly; a frame of floats alone is an array already.
+        floats = frame.to_numpy() if all(kind == np.float64 for kind in frame.dtypes) else None
         for index in self._used:
             column = self.columns[index]
-            encoded[:, start : start + column.width] = _encode_column(column, frame.iloc[:, index])
+            values = frame.iloc[:, index] if floats is None or column.dtype == "text" else floats[:, index]
+            encoded[:, start : start + column.width] = _encode_column(column, values)
             start += column.width
         return encoded
 
@@ -420,10 +429,12 @@ def _infer_text(name: str, values: "pd.Series[Any]", as_category: bool, kinds: s
     return Column(name, "categorical", "text", values=tuple(ranked))
 
 
-def _encode_column(column: Column, values: "pd.Series[Any]") -> NDArray[Any]:
-    if column.dtype == "text":
+def _encode_column(column: Column, values: "pd.Series[Any] | NDArray[np.float64]") -> NDArray[Any]:
+    if isinstance(values, np.ndarray):
+        numbers = values
+    elif column.dtype == "text":
         return _encode_text(column, values)
-    if _is_numeric(values):
+    elif _is_numeric(values):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         numbers, bad = _parse(values)
