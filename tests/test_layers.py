@@ -55,6 +55,8 @@ TABLE = {
     "data.arrow": {"errors"},
     "data.delimited": {"data.arrow", "errors"},
     "data.writers": {"data.table", "errors"},
+    "data.csv_blocks": {"errors"},
+    "data.batches": {"data.arrow", "data.csv_blocks", "data.delimited", "data.table", "data.tabular", "errors"},
     "data.table": {"errors"},
     "data.tabular": {"data.arrow", "data.delimited", "data.table", "errors"},
     "data.samples": {"errors"},
@@ -88,6 +90,14 @@ TABLE = {
         "scoring", "scratch", "splitting", "streaming", "tails", "thresholds", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups", "number_texts"},
+    # Scoring of tables of any size.
+    "pipeline": set(),
+    "partial": {"atomic", "errors"},
+    "tallies": {"discoveries", "drift"},
+    "score_file": {
+        "atomic", "csv_text", "data.batches", "discoveries", "drift", "errors", "partial", "pipeline", "predictions",
+        "tallies",
+    },
     # Evaluation.
     "areas": set(),
     "metrics": {"areas", "delong", "errors"},
@@ -137,7 +147,7 @@ TABLE = {
     "": {"data", "detector", "vae"},
     # The command line.
     "cli": {"errors"},
-    "cli.common": {"data", "data.writers", "detector", "errors", "parameters", "thresholds"},
+    "cli.common": {"data", "data.batches", "data.writers", "detector", "errors", "parameters", "thresholds"},
     "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
     "cli.large": {"cli.common", "cli.images", "data.large", "memory"},
     "cli.fit": {
@@ -145,8 +155,8 @@ TABLE = {
         "in_parts", "predictions", "row_hashes",
     },
     "cli.score": {
-        "atomic", "cli.common", "cli.images", "data", "data.writers", "discoveries", "drift", "heat_maps",
-        "predictions",
+        "", "atomic", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps", "partial",
+        "predictions", "score_file",
     },
     "cli.calibrate": {"cli.common", "cli.images", "data", "data.decode_once", "errors", "predictions"},
     "cli.report": {

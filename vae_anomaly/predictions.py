@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aligned",
+    "Known",
     "align",
     "as_fitted",
     "by_parts",
@@ -32,6 +33,7 @@ __all__ = [
     "groups_of",
     "has_group",
     "images_at_once",
+    "known_columns",
     "located",
     "parts",
     "predict_table",
@@ -93,6 +95,41 @@ def align(detector: "VAEDetector", data: "Data | Images") -> Aligned:
     return Aligned(X, reasons, extra)
 
 
+class Known(NamedTuple):
+    """Columns of a table, as a model sees them."""
+
+    columns: tuple[str, ...]
+    """Those that it uses, in its order."""
+    numbers: tuple[str, ...]
+    """Those of them that hold numbers."""
+    extra: tuple[str, ...]
+    """Those that it does not know."""
+
+
+def known_columns(detector: "VAEDetector", header: Data) -> Known:
+    """Which columns of a table have to be read, from its header alone.
+
+    Raises
+    ------
+    DataError
+        If a column is missing.
+    """
+    _, extra = _select(detector, header)
+    schema, present = list(detector.schema_.columns), list(header.X.columns)
+    if detector.holds_images:
+        return Known(tuple(present), (), extra)
+    if not _by_position(detector, present):
+        schema = [column for column in schema if column.kind != "ignored"]
+        present = [column.name for column in schema]
+    numbers = [name for name, column in zip(present, schema, strict=True) if column.dtype != "text"]
+    return Known(tuple(present), tuple(numbers), extra)
+
+
+def _by_position(detector: "VAEDetector", present: Sequence[str]) -> bool:
+    """Whether columns count by position: the model was fitted on an array, which has no names."""
+    return not hasattr(detector, "feature_names_in_") and len(present) == len(detector.schema_.columns)
+
+
 def _decoded(images: "Images") -> Aligned:
     x, reasons = images.X.load()
     # An image that can't be decoded gets no score, and needs some numbers until then.
@@ -102,8 +139,7 @@ def _decoded(images: "Images") -> Aligned:
 def _select(detector: "VAEDetector", data: Data) -> tuple[pd.DataFrame, tuple[str, ...]]:
     known = [column.name for column in detector.schema_.columns]
     present = list(data.X.columns)
-    if not hasattr(detector, "feature_names_in_") and len(present) == len(known):
-        # Fitted on an array, which has no names: columns count by position.
+    if _by_position(detector, present):
         return data.X.set_axis(known, axis=1), ()
     X = data.X.copy()
     for column in detector.schema_.columns:

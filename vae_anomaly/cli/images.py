@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vae_anomaly.data.images import Images
     from vae_anomaly.detector import VAEDetector
 
-__all__ = ["check_normal", "image_options", "image_progress", "read_any", "tell_resized"]
+__all__ = ["check_normal", "check_table", "holds_images", "image_options", "image_progress", "read_any", "tell_resized"]
 
 # Where torchvision's data sets go that were not there.
 DEFAULT_ROOT = "~/.cache/vae-anomaly"
@@ -78,11 +78,7 @@ def read_any(
     The model's images decide the shape of new ones.
     """
     if not (images or holds_images(path)):
-        if normal_class or size:
-            option = "--normal-class" if normal_class else "--size"
-            raise click.UsageError(f"{option} is for images, and {path} holds none.")
-        if os.path.isdir(path):
-            _check_folder(path)
+        check_table(path, normal_class, size)
         return read_data(path, **columns)
     _refuse_columns(columns)
     shape = getattr(detector.schema_, "shape", None) if detector is not None and detector.holds_images else None
@@ -96,6 +92,15 @@ def read_any(
     found = _read(path, split, normal_class, root, columns, options, cache_gb=0.0 if detector is None else cache_gb)
     in_split = found.splits == split
     return found.take(in_split) if in_split.any() else found
+
+
+def check_table(path: str, normal_class: Sequence[str] = (), size: int | None = None) -> None:
+    """Refuse options that only images have, and a folder in which there is nothing to read."""
+    if normal_class or size:
+        option = "--normal-class" if normal_class else "--size"
+        raise click.UsageError(f"{option} is for images, and {path} holds none.")
+    if os.path.isdir(path):
+        _check_folder(path)
 
 
 def holds_images(path: str) -> bool:

@@ -1,9 +1,12 @@
 """vae-anomaly score: model and new rows in, predictions table out."""
 
+import hashlib
+import os
 import sys
-from contextlib import nullcontext
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -18,18 +21,20 @@ from vae_anomaly.cli.common import (
     output_format,
     overwrite_option,
     print_json,
+    read_batches,
     run_options,
     table_options,
     tell,
 )
-from vae_anomaly.cli.images import image_options, image_progress, read_any
+from vae_anomaly.cli.images import check_table, holds_images, image_options, image_progress, read_any
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vae_anomaly.data import Data
     from vae_anomaly.data.images import Images
-    from vae_anomaly.predictions import Aligned
+    from vae_anomaly.detector import VAEDetector
+    from vae_anomaly.score_file import ScoreRun
+    from vae_anomaly.tallies import Tally
 
 GATE_FAILED = 6
 
@@ -61,6 +66,9 @@ GATE_FAILED = 6
     type=FiniteRange(0, 1, max_open=True),
     help="Exit with 6 if a larger share of the rows is flagged.",
 )
+@click.option(
+    "--resume", is_flag=True, help="Go on with FILE.partial, which a run of the same command that was cut off left."
+)
 @table_options(label=False)
 @image_options
 @device_option
@@ -75,6 +83,7 @@ def command(
     fdr: float | None,
     maps: str | None,
     fail_above_rate: float | None,
+    resume: bool,
     device: str,
     overwrite: bool,
     as_json: bool,
@@ -82,49 +91,26 @@ def command(
     **columns: Any,
 ) -> None:
     """Score the rows of DATA with MODEL: one line each, with score, p-value, verdict and the features behind it."""
-    from vae_anomaly.data import Data
-    from vae_anomaly.drift import drift_p_value
-    from vae_anomaly.heat_maps import write_anomaly_maps
-    from vae_anomaly.predictions import groups_of, has_group, predict_table
-
     if output == "-" and as_json:
         raise click.UsageError("--json and the predictions both go to standard output; name a file with -o.")
     check_output(output, overwrite)
+    if resume and "-" in (output, data):
+        raise click.UsageError("--resume is for files: standard input and output can't be gone back to.")
     file_format = output_format(output)
     detector = load_detector(model, device)
-    table = read_any(data, split="test", detector=detector, **columns, **model_columns(detector))
-    if maps is not None:
-        _check_maps(maps, table, overwrite)
-    with _progress(quiet, table) as on_part:
-        predictions, aligned = predict_table(
-            detector, table, score_names=score_names, n_top=n_top, fdr=fdr, on_part=on_part
-        )
-    _write(predictions, output, file_format)
-    if maps is not None and not isinstance(table, Data):
-        write_anomaly_maps(detector, table, maps)
-        tell(quiet, f"Wrote maps of the images to {maps}.")
-    calibration, groups = detector.calibration_scores_, groups_of(detector, table)
-    summary = _summary(predictions, aligned, table, output)
-    summary |= {
-        "fdr": fdr,
-        # The bound takes all p-values to come from one set of calibration rows.
-        "false_alarm_share": None
-        if detector.groups_
-        else _false_alarm_share(predictions, summary["flagged"], len(calibration)),
-        "without_group": None if groups is None else int((~has_group(detector, groups)).sum()),
-        # Scores out of fold come from one member each, and the mean of all members has another law.
-        "drift_p_value": None
-        if detector.threshold_rule_["out_of_fold"]
-        else drift_p_value(calibration, predictions["anomaly_score"]),
-    }
-    if summary["without_group"]:
-        assert detector.groups_ is not None
-        tell(
-            quiet,
-            f"{summary['without_group']} rows have no {detector.groups_.column!r} that the model was calibrated on; "
-            "all calibration rows judge them.",
-        )
-    _tell_summary(quiet, summary, aligned)
+    asked: dict[str, Any] = {"score_names": score_names, "n_top": n_top, "fdr": fdr}
+    columns |= model_columns(detector)
+    if columns["images"] or holds_images(data):
+        if resume:
+            raise click.UsageError(f"--resume is for tables, and {data} holds images.")
+        name, tally = _score_images(detector, data, output, file_format, asked, maps, overwrite, quiet, columns)
+        ignored: tuple[str, ...] = ()
+    else:
+        run = _table_run(detector, data, asked, maps, quiet, columns)
+        name, ignored = run.batches.name, run.ignored_columns
+        tally = _score_table(run, output, file_format, _task(detector, model, data, asked, columns), resume, quiet)
+    summary = _summary(detector, tally, name, output, fdr, ignored)
+    _tell_summary(quiet, summary, tally, detector)
     if as_json:
         print_json(summary)
     if fail_above_rate is not None and summary["flagged_share"] > fail_above_rate:
@@ -135,20 +121,106 @@ def command(
         raise click.exceptions.Exit(GATE_FAILED)
 
 
-def _progress(quiet: bool, table: "Data | Images") -> Any:
-    """Progress over images; a table is done at once."""
-    from vae_anomaly.data import Data
+def _score_images(
+    detector: "VAEDetector",
+    data: str,
+    output: str,
+    file_format: str,
+    asked: dict[str, Any],
+    maps: str | None,
+    overwrite: bool,
+    quiet: bool,
+    columns: dict[str, Any],
+) -> tuple[str, "Tally"]:
+    """Name of the data and counts of their predictions, which are written."""
+    from vae_anomaly.heat_maps import write_anomaly_maps
+    from vae_anomaly.predictions import predict_table
+    from vae_anomaly.score_file import new_tally
 
-    if isinstance(table, Data):
-        return nullcontext()
-    return image_progress(quiet, "Scoring", "Scored", len(table))
+    images = cast("Images", read_any(data, split="test", detector=detector, **columns))
+    if maps is not None:
+        _check_maps(maps, overwrite)
+    with image_progress(quiet, "Scoring", "Scored", len(images)) as on_part:
+        predictions, _ = predict_table(detector, images, on_part=on_part, **asked)
+    _write(predictions, output, file_format)
+    if maps is not None:
+        write_anomaly_maps(detector, images, maps)
+        tell(quiet, f"Wrote maps of the images to {maps}.")
+    tally = new_tally(detector, asked["fdr"])
+    tally.add(predictions)
+    return images.name, tally
 
 
-def _check_maps(folder: str, table: "Data | Images", overwrite: bool) -> None:
-    from vae_anomaly.data import Data
+def _table_run(
+    detector: "VAEDetector", data: str, asked: dict[str, Any], maps: str | None, quiet: bool, columns: dict[str, Any]
+) -> "ScoreRun":
+    from vae_anomaly.score_file import ScoreRun
 
-    if isinstance(table, Data):
-        raise click.UsageError(f"--maps is for images, and {table.name} holds none.")
+    check_table(data, columns["normal_class"])
+    batches = read_batches(
+        data, **{name: columns[name] for name in ("id_column", "drop", "delimiter", "keep", "text_columns")}
+    )
+    if maps is not None:
+        raise click.UsageError(f"--maps is for images, and {batches.name} holds none.")
+    return ScoreRun(detector, batches, on_rows=_row_progress(quiet), **asked)
+
+
+def _score_table(
+    run: "ScoreRun", output: str, file_format: str, task: dict[str, Any], resume: bool, quiet: bool
+) -> "Tally":
+    """Counts of the predictions, which are written."""
+    from vae_anomaly.partial import Partial
+
+    if output == "-":
+        return run.to_stream(sys.stdout.buffer)
+    partial = Partial(output, task)
+    if resume and not partial.exists:
+        tell(quiet, f"There is no {partial.path} to go on with; starting from the first row.")
+    elif not resume and partial.exists:
+        tell(quiet, f"Replacing {partial.path}, which a run that was cut off has left; --resume would go on with it.")
+    try:
+        return run.to_file(output, file_format, task=task, resume=resume)
+    except BaseException:
+        if partial.exists:
+            tell(False, f"What is done is in {partial.path}; the same command with --resume goes on from there.")
+        raise
+
+
+def _task(
+    detector: "VAEDetector", model: str, data: str, asked: dict[str, Any], columns: dict[str, Any]
+) -> dict[str, Any]:
+    """What the predictions hang on."""
+    from vae_anomaly import __version__
+    from vae_anomaly.data.tabular import tables_in
+
+    paths = [] if data == "-" else [Path(path) for path in (tables_in(data) if os.path.isdir(data) else [data])]
+    options = {name: columns[name] for name in ("id_column", "drop", "delimiter")}
+    with open(model, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "version": __version__,
+        "model": digest,
+        # Another processor rounds otherwise.
+        "device": detector.ensemble_.device.type,
+        "data": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths],
+        **{f"option {name}": value for name, value in {**asked, **options}.items()},
+    }
+
+
+def _row_progress(quiet: bool) -> Callable[[int], None] | None:
+    """Told how many rows are done, it shows them; silent where standard error is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        return None
+    start = time.perf_counter()
+
+    def on_rows(n_rows: int) -> None:
+        rate = n_rows / max(time.perf_counter() - start, 1e-9)
+        click.echo(f"\rScored {n_rows:,} rows, {rate:,.0f} a second ", err=True, nl=False)
+
+    return on_rows
+
+
+def _check_maps(folder: str, overwrite: bool) -> None:
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise click.UsageError(f"--maps {folder}: name a folder.")
@@ -169,36 +241,43 @@ def _write(predictions: "pd.DataFrame", output: str, file_format: str) -> None:
         write_table(predictions, temporary, format=file_format)
 
 
-def _summary(predictions: "pd.DataFrame", aligned: "Aligned", table: "Data | Images", output: str) -> dict[str, Any]:
-    n_rows, n_scored = len(predictions), int((aligned.reasons == "").sum())
-    n_flagged = int(predictions["is_anomaly"].fillna(0).sum())
+def _summary(
+    detector: "VAEDetector", tally: "Tally", name: str, output: str, fdr: float | None, ignored: tuple[str, ...]
+) -> dict[str, Any]:
     return {
-        "data": table.name,
+        "data": name,
         "output": output,
-        "rows": n_rows,
-        "scored": n_scored,
-        "flagged": n_flagged,
-        "flagged_share": n_flagged / n_scored if n_scored else 0.0,
-        "not_scored": n_rows - n_scored,
-        "ignored_columns": list(aligned.extra),
+        "rows": tally.rows,
+        "scored": tally.scored,
+        "flagged": tally.flagged,
+        "flagged_share": tally.flagged_share,
+        "not_scored": tally.rows - tally.scored,
+        "ignored_columns": list(ignored),
+        "fdr": fdr,
+        # The bound takes all p-values to come from one set of calibration rows.
+        "false_alarm_share": None if detector.groups_ else tally.false_alarm_share(len(detector.calibration_scores_)),
+        "without_group": None if detector.groups_ is None else tally.without_group,
+        # Scores out of fold come from one member each, and the mean of all members has another law.
+        "drift_p_value": None if detector.threshold_rule_["out_of_fold"] else tally.low.p_value(),
     }
 
 
-def _false_alarm_share(predictions: "pd.DataFrame", n_flagged: int, n_calibration: int) -> float | None:
-    """Upper bound on the share of false alarms among the flagged rows, with 95 % confidence."""
-    from vae_anomaly.discoveries import false_alarm_share
-
-    return false_alarm_share(predictions["p_value"], n_calibration, n_flagged) if n_flagged else None
-
-
-def _tell_summary(quiet: bool, summary: dict[str, Any], aligned: "Aligned") -> None:
-    if aligned.extra:
-        names = ", ".join(repr(name) for name in aligned.extra[:10])
-        more = f" and {len(aligned.extra) - 10} more" if len(aligned.extra) > 10 else ""
+def _tell_summary(quiet: bool, summary: dict[str, Any], tally: "Tally", detector: "VAEDetector") -> None:
+    if summary["without_group"]:
+        assert detector.groups_ is not None
+        tell(
+            quiet,
+            f"{summary['without_group']} rows have no {detector.groups_.column!r} that the model was calibrated on; "
+            "all calibration rows judge them.",
+        )
+    extra = summary["ignored_columns"]
+    if extra:
+        names = ", ".join(repr(name) for name in extra[:10])
+        more = f" and {len(extra) - 10} more" if len(extra) > 10 else ""
         tell(quiet, f"Ignored columns that the model does not know: {names}{more}.")
     if summary["not_scored"]:
-        first = next(reason for reason in aligned.reasons if reason)
-        tell(quiet, f"{summary['not_scored']} rows can't be scored; column 'reason' says why (the first: {first}).")
+        what = f"(the first: {tally.first_reason})"
+        tell(quiet, f"{summary['not_scored']} rows can't be scored; column 'reason' says why {what}.")
     tell(quiet, f"Flagged {summary['flagged']} of {summary['scored']} rows ({summary['flagged_share']:.2%}).")
     if summary["false_alarm_share"] is not None and summary["false_alarm_share"] < 1.0:
         tell(

@@ -44,7 +44,9 @@ from vae_anomaly.errors import DataError
 
 __all__ = ["START", "Batch", "Batches", "Place", "open_batches"]
 
-# Numbers in a batch of a Parquet file, and rows: enough to keep the processor busy, few enough for any memory.
+# Bytes of text in a batch, or numbers and rows of another file: enough to keep the processor busy, few enough for any
+# memory.
+BLOCK_SIZE = 1 << 23
 MAX_CELLS = 1 << 21
 MAX_ROWS = 1 << 16
 
@@ -122,6 +124,15 @@ class Batches:
         """The table without its rows: columns of no values."""
         return self._data(pd.DataFrame(columns=list(dict.fromkeys((*self.features, *self.dropped)))), self.features)
 
+    @contextmanager
+    def rows_first(self) -> Iterator[None]:
+        """What is wrong with the columns is said after what is wrong with the first rows, which may be its cause."""
+        try:
+            yield
+        except DataError:
+            next(self.read(), None)
+            raise
+
     def read(
         self, columns: Sequence[str] | None = None, *, numbers: Sequence[str] = (), start: Place = START
     ) -> Iterator[Batch]:
@@ -138,9 +149,8 @@ class Batches:
         """
         features = self.features if columns is None else tuple(columns)
         needed = (*features, *self.kept, *(() if self.id is None else (self.id,)))
-        wanted = _Wanted(
-            tuple(dict.fromkeys(needed)), self.texts, tuple(set(numbers) & set(features) - set(self.texts))
-        )
+        sure = tuple(name for name in numbers if name in features and name not in self.texts)
+        wanted = _Wanted(tuple(dict.fromkeys(needed)), self.texts, sure)
         total = start.total
         for index in range(start.part, len(self.parts)):
             part, here = self.parts[index], start if index == start.part else START
@@ -200,7 +210,9 @@ def open_batches(
     texts = text_columns if id is None else (*text_columns, id)
     name, parts = _parts(path, Options(texts, delimiter, named))
     check_alike([(part.name, part.columns) for part in parts])
-    features = feature_columns(parts[0].columns, named, text_columns, name)
+    batches = Batches(name, tuple(parts[0].columns), None, (), (), tuple(set(texts) & set(parts[0].columns)), parts)
+    with batches.rows_first():
+        features = feature_columns(parts[0].columns, named, text_columns, name)
     return Batches(name, tuple(features), id, named, tuple(dict.fromkeys(keep)), texts, parts)
 
 
@@ -215,10 +227,9 @@ def _parts(path: str | os.PathLike[str], options: Options) -> tuple[str, list[_P
 
 def _part(name: str, options: Options) -> _Part:
     suffix = known_suffix(name, READERS)
-    with opening(name):
-        # A folder of that name can't be opened, either.
-        with open(name, "rb") as file:
-            empty = not file.read(1)
+    # A folder of that name can't be opened, either.
+    with opening(name), open(name, "rb") as file:
+        empty = not file.read(1)
     if empty:
         raise DataError(f"{name} is empty.")
     if suffix == ".parquet":
@@ -232,13 +243,13 @@ def _part(name: str, options: Options) -> _Part:
 
 def _standard_input(options: Options) -> _Part:
     name, stream = "standard input", sys.stdin.buffer
-    text, whole = first_rows(stream)
+    text, _ = first_rows(stream, name)
     if not text:
         raise DataError(f"{name} is empty.")
     if not text.startswith(b"PAR1"):
         return _Csv(name, lambda *_: _Prefixed(text, stream), options)
     # The columns of a Parquet file stand at its end.
-    spooled = tempfile.TemporaryFile(prefix="vae-anomaly-")
+    spooled = tempfile.TemporaryFile(prefix="vae-anomaly-")  # noqa: SIM115  (it lives as long as the part)
     spooled.write(text)
     shutil.copyfileobj(stream, spooled)
 
@@ -270,7 +281,7 @@ class _Csv:
         self.name, self._open = name, open_stream
         with self._reading() as stream:
             given = None if options.delimiter is None else RowEnds(options.delimiter)
-            self._first, whole = first_rows(stream, given)
+            self._first, whole = first_rows(stream, name, given)
         ends = given or RowEnds(",")
         some = self._first if whole else self._first[: ends.last(self._first)]
         if not self._first:
@@ -299,7 +310,7 @@ class _Csv:
             else:
                 stream.seek(offset)
             lines = lines or self._first.count(b"\n", 0, offset)
-            for text in blocks_of_rows(stream, self._ends, self.name):
+            for text in blocks_of_rows(stream, self._ends, self.name, BLOCK_SIZE):
                 check_utf8(text, self.name, lines)
                 offset, lines = offset + len(text), lines + text.count(b"\n")
                 if text.isspace():

@@ -6,9 +6,8 @@ from typing import Any
 
 from vae_anomaly.errors import DataError
 
-__all__ = ["BLOCK_SIZE", "RowEnds", "blocks_of_rows", "first_rows"]
+__all__ = ["RowEnds", "blocks_of_rows", "first_rows"]
 
-BLOCK_SIZE = 1 << 23
 # A row that does not end by then is most likely a quoted cell that does not.
 MAX_ROW_SIZE = 1 << 26
 FIRST_SIZE = 1 << 16
@@ -38,7 +37,7 @@ class RowEnds:
         return self.quoted.sub(lambda cell: b'"' * len(cell[0]), text) if b'"' in text else text
 
 
-def first_rows(stream: Any, ends: "RowEnds | None" = None) -> tuple[bytes, bool]:
+def first_rows(stream: Any, name: str, ends: "RowEnds | None" = None) -> tuple[bytes, bool]:
     """What a stream begins with, at least two rows where it has them, and whether that is all of it."""
     ends, text = ends or RowEnds(","), b""
     while more := stream.read(FIRST_SIZE):
@@ -46,10 +45,11 @@ def first_rows(stream: Any, ends: "RowEnds | None" = None) -> tuple[bytes, bool]
         rows = ends.masked(text).removeprefix(b"\xef\xbb\xbf").strip()
         if b"\n" in rows or b"\r" in rows:
             return text, False
+        _check_size(len(text), name)
     return text, True
 
 
-def blocks_of_rows(stream: Any, ends: RowEnds, name: str, size: int = BLOCK_SIZE) -> Iterator[bytes]:
+def blocks_of_rows(stream: Any, ends: RowEnds, name: str, size: int) -> Iterator[bytes]:
     """Whole rows of about ``size`` bytes together; which ones hangs on the text and the size alone.
 
     Raises
@@ -69,12 +69,16 @@ def blocks_of_rows(stream: Any, ends: RowEnds, name: str, size: int = BLOCK_SIZE
         if end:
             yield text[:end]
             text, asked = text[end:], size
-        elif asked > MAX_ROW_SIZE:
-            raise DataError(
-                f"{name} has a row of more than {MAX_ROW_SIZE >> 20} MiB. If a quoted cell does not end there, close it."
-            )
         else:
+            _check_size(asked, name)
             asked += size
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_ROW_SIZE:
+        raise DataError(
+            f"{name} has a row of more than {MAX_ROW_SIZE >> 20} MiB. If a quoted cell does not end, close it."
+        )
 
 
 def _exactly(stream: Any, size: int) -> bytes:
