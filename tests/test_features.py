@@ -18,6 +18,7 @@ from vae_anomaly.features import FeatureSchema
 from vae_anomaly.filters import N_ORIENTATIONS, FilterBank
 from vae_anomaly.heat_maps import anomaly_maps, colour_scale
 from vae_anomaly.patch_grid import on_pixels, place_codes, rank_weights, summarised
+from vae_anomaly.planning import find_backbone
 from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.scores import SCORES
 from vae_anomaly.splitting import split_rows
@@ -184,12 +185,11 @@ def test_colour_counts():
 
 
 @pytest.mark.parametrize(("params", "error", "sentence"), [
-    ({"backbone": "resnet19"}, UnknownNameError, "Unknown backbone 'resnet19'. Choose from 'gabor', 'resnet101'"),
-    ({"backbone_weights": "w.pth"}, ValueError, "no backbone is given"),
+    ({"backbone": "resnet19"}, UnknownNameError, "Unknown backbone 'resnet19'. Choose from 'auto', 'gabor', 'pixels'"),
+    ({"backbone_weights": "w.pth"}, ValueError, "none is named"),
     ({"backbone": "gabor", "backbone_weights": "w.pth"}, ValueError, "'gabor' has none that are learned"),
     ({"backbone": "gabor", "net": "conv"}, ValueError, "the networks see single patches"),
     ({"backbone": "gabor", "likelihood": "bernoulli"}, ValueError, "describes pixels from 0 to 1"),
-    ({"backbone": "gabor", "flips": ("h",)}, ValueError, "flips, shift and brightness change pixels"),
     ({"backbone": "resnet18", "backbone_weights": "w.pth"}, DataError, "'w.pth' does not exist"),
 ])  # fmt: skip
 def test_parameters_that_do_not_go_together(params, error, sentence):
@@ -226,6 +226,71 @@ def test_a_file_without_its_backbone_is_refused(gabor, tmp_path, monkeypatch):
     gabor.save(tmp_path / "m.safetensors")
     with pytest.raises(ModelFileError, match="does not hold a whole model"):
         load(tmp_path / "m.safetensors")
+
+
+# -- what "auto" stands for, and what is usual at a place --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "params", "expected"), [
+    ((3, 64, 64), {}, "gabor"),
+    ((1, 65, 64), {}, "gabor"),
+    ((1, 65, 64), {"net": "mlp", "likelihood": "student_t"}, "gabor"),
+    ((1, 64, 64), {}, None),
+    ((1, 65, 64), {"backbone": "pixels"}, None),
+    ((1, 65, 64), {"backbone": None}, None),
+    ((1, 65, 64), {"net": "conv"}, None),
+    ((1, 65, 64), {"likelihood": "bernoulli"}, None),
+    ((1, 8, 8), {"backbone": "gabor"}, "gabor"),
+])  # fmt: skip
+def test_large_images_are_known_by_features_unless_pixels_are_asked_for(shape, params, expected):
+    assert find_backbone(VAEDetector(**params), shape) == expected
+
+
+def placed(n, shift, seed=0):
+    """A bright square that is shifted by up to so many pixels."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(0.3, 0.02, (n, 1, 64, 64))
+    for image, (y, x) in zip(images, rng.integers(-shift, shift + 1, (n, 2)) % 64, strict=True):
+        image[0] += np.roll(0.5 * np.pad(np.ones((20, 20)), 22), (y, x), axis=(0, 1))
+    return images.clip(0, 1).astype(np.float32)
+
+
+def test_places_have_their_own_scale_where_they_tell_something():
+    n = 60
+    extractor = build_extractor("gabor", 1, seed=0)
+    for shift, own in ((1, True), (32, False)):
+        schema = FeatureSchema.of(placed(n, shift), "gabor", extractor)
+        assert (schema.usual.center.std(axis=(0, 1)) > 1e-3).any() == own
+        fresh = schema.encode(placed(n, shift, seed=1)).reshape(n, *schema.grid, -1)[..., :49]
+        assert abs(fresh.mean()) < 0.1
+        assert fresh.std() < 1.2
+        # A square at a place where none has ever been stands out more, the more a place tells.
+        odd = schema.encode(np.roll(placed(n, 0), 12, axis=-1)).reshape(n, *schema.grid, -1)[..., :49]
+        assert (odd.std() > 1.5) == own
+
+
+def test_of_many_images_some_say_what_is_usual(monkeypatch):
+    images = cloth(40)
+    images[3] = np.nan
+    monkeypatch.setattr("vae_anomaly.features.MAX_USUAL_ENTRIES", 1)
+    few = FeatureSchema.of(images, "gabor", build_extractor("gabor", 1, seed=0), rows=np.arange(1, 40))
+    assert len(few._kept) == 20
+    assert len(FeatureSchema.of(cloth(5), "gabor", few.extractor)._kept) == 5
+
+
+def test_flipped_copies_teach_what_is_normal_and_calibrate_nothing():
+    def one_sided(n, seed=0):
+        images = np.random.default_rng(seed).normal(0.3, 0.02, (n, 1, 32, 32)).astype(np.float32)
+        images[:, :, 8:24, 4:10] = 0.9
+        return images.clip(0, 1)
+
+    params = {**SMALL, "backbone": "gabor", "max_steps": 150}
+    plain, flipped = (VAEDetector(**params, flips=flips).fit(one_sided(40)) for flips in ((), ("h",)))
+    good, mirrored = one_sided(20, 1), one_sided(20, 1)[..., ::-1].copy()
+    gaps = [np.median(d.anomaly_score(mirrored)) - np.median(d.anomaly_score(good)) for d in (plain, flipped)]
+    assert gaps[1] < 0.5 * gaps[0]
+    assert plain.n_rows_ == flipped.n_rows_
+    assert len(plain.calibration_scores_) == len(flipped.calibration_scores_)
 
 
 # -- patches -----------------------------------------------------------------------------------------------------------
@@ -478,6 +543,19 @@ def test_what_a_model_of_features_knows_and_cannot_do(plant, tmp_path):
         result = run("sample", plant / "m.safetensors", *option, "-o", tmp_path / "drawn.png", exit_code=2)
         assert "no image can be drawn or reconstructed" in result.stderr
         assert not (tmp_path / "drawn.png").exists()
+
+
+def test_large_photographs_need_no_option(tmp_path):
+    (tmp_path / "parts").mkdir()
+    for number, image in enumerate(cloth(12, channels=3, size=300)):
+        Image.fromarray((np.moveaxis(image, 0, -1) * 255).astype(np.uint8)).save(tmp_path / f"parts/{number:02}.png")
+    result = run("fit", tmp_path / "parts", "-o", tmp_path / "m.safetensors", *OPTIONS)
+    assert "Images of 300 x 300 pixels are brought to 256 x 256 pixels; --size names another side." in result.stderr
+    assert "Images of 256 x 256 pixels are known by 32 x 32 patches (backbone gabor)" in result.stderr
+    result = run("sample", tmp_path / "m.safetensors", "-o", tmp_path / "x.png", exit_code=2)
+    assert "Fit with --backbone pixels" in result.stderr
+    run("score", tmp_path / "m.safetensors", tmp_path / "parts", "-o", tmp_path / "s.csv")
+    assert read_predictions(tmp_path / "s.csv")["anomaly_score"].notna().all()
 
 
 def test_weights_that_cannot_be_had_end_with_exit_code_3(plant, tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ TABLE = {
         "data.arrow", "data.decoding", "data.image_arrays", "data.image_set", "data.table", "data.tabular", "errors",
     },
     # The estimator.
-    "features": {"backbones", "errors", "patch_grid", "pixels"},
+    "features": {"backbones", "errors", "patch_grid", "pixels", "scratch"},
     "pretrained": {"errors"},
     "parameters": {"augment", "backbones", "errors", "likelihoods", "nets", "priors", "scores", "thresholds"},
     "model_state": {

@@ -33,9 +33,11 @@ from vae_anomaly.planning import (
     architecture,
     build_vae,
     default_score,
+    find_backbone,
     n_held_out_references,
     n_references,
     training_plan,
+    with_changed_copies,
 )
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.pretrained import download_weights, read_weights
@@ -83,9 +85,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     net : {"auto", "mlp", "conv"}, default="auto"
         Networks: fully connected ones, and convolutional ones for images of more than 4,096 numbers. On two cores, a
         step on images of 28 x 28 pixels took 0.02 s with the first and 0.8 s with the second.
-    backbone : str, optional
+    backbone : str or None, default="auto"
         Model features of the patches of images instead of pixels, by one of ``BACKBONES``: "gabor", a fixed bank of
-        filters, or one of torchvision's residual networks, such as "resnet18".
+        filters, or one of torchvision's residual networks, such as "resnet18". "auto" takes "gabor" for images of more
+        than 4,096 numbers, and pixels, as "pixels" and None do, for smaller ones and where ``net`` or ``likelihood`` is
+        for pixels alone. Features can't be drawn or reconstructed.
     backbone_weights : path-like, optional
         File of the residual network's weights (a ``state_dict``, or ``.safetensors``); by default torchvision's own,
         which it downloads. The part that is used goes into the model file.
@@ -118,7 +122,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     flips : sequence of {"h", "v"}, default=()
         Of images: each image that is learned from is flipped left-right ("h"), upside-down ("v") or both ways, half of
         the time. For parts that are as good the other way round. Scores never see a changed image, and the neighbours
-        that ``nearest_neighbour`` looks for are unchanged ones.
+        that ``nearest_neighbour`` looks for are unchanged ones; of patches, features of two changed copies of each
+        image are learned with it, and its neighbours are any of them.
     shift : int, default=0
         Of images: largest shift along each side, in pixels.
     brightness : float, default=0.0
@@ -184,7 +189,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         latent_dim: int | None = None,
         hidden: tuple[int, ...] = (96, 96),
         net: str = "auto",
-        backbone: str | None = None,
+        backbone: str | None = "auto",
         backbone_weights: str | os.PathLike[str] | None = None,
         beta: float = 1.0,
         min_scale: float = 0.05,
@@ -297,7 +302,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.schema_ = self._infer_schema(frame, split.fitted)
         encoded = frame.encode(self.schema_) if isinstance(frame, TableInParts) else self.schema_.encode(frame)
         self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(encoded).data).hexdigest()
-        self._train(encoded, split, generators, on_check)
+        learned = with_changed_copies(self, self.schema_, frame, encoded, split, generators[-1])
+        self._train(*learned, generators, on_check)
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
         scores = self._calibration_map(self._score_function(self._score()), encoded, split)
         scores[by_blocks(_is_empty, encoded, split.calibration)] = np.nan
@@ -327,10 +333,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(frame, np.ndarray):
             if kind.columns == "categories":
                 raise ValueError(f"likelihood={self.likelihood!r} describes categories, and pixels are numbers.")
-            if self.backbone is not None:
-                return self._feature_schema(frame[rows], kind.scaling)
+            backbone = find_backbone(self, frame.shape[1:])
+            if backbone is not None:
+                return self._feature_schema(frame, rows, backbone, kind.scaling)
             return PixelSchema.infer(frame, scaling=kind.scaling, rows=rows)
-        if self.backbone is not None:
+        if self.backbone not in (None, "auto"):
             raise ValueError(
                 f"backbone={self.backbone!r} is for images, of shape (n_samples, channels, height, width)."
             )
@@ -348,23 +355,20 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         except CellError as error:
             raise CellError(int(rows[error.row]), error.detail) from None
 
-    def _feature_schema(self, images: NDArray[np.float32], scaling: str) -> FeatureSchema:
-        assert self.backbone is not None
+    def _feature_schema(
+        self, images: NDArray[np.float32], rows: NDArray[np.intp], backbone: str, scaling: str
+    ) -> FeatureSchema:
         if scaling == "unit":
             raise ValueError(f"likelihood={self.likelihood!r} describes pixels from 0 to 1, and features are none.")
-        if self.flips or self.shift or self.brightness:
-            raise ValueError(
-                f"flips, shift and brightness change pixels, and {self.backbone!r} makes features of them."
-            )
         if self.net == "conv":
             raise ValueError("net='conv' is for pixels, and with a backbone the networks see single patches.")
         weights = None
-        if BACKBONES[self.backbone].learned:
+        if BACKBONES[backbone].learned:
             file = self.backbone_weights
-            weights = download_weights(self.backbone) if file is None else read_weights(file)
-        extractor = build_extractor(self.backbone, images.shape[1], seed=self.seed_, weights=weights)
+            weights = download_weights(backbone) if file is None else read_weights(file)
+        extractor = build_extractor(backbone, images.shape[1], seed=self.seed_, weights=weights)
         extractor.to(find_device(self.device))
-        return FeatureSchema.of(images, self.backbone, extractor)
+        return FeatureSchema.of(images, backbone, extractor, rows=rows)
 
     def _seed(self) -> int:
         if isinstance(self.random_state, (int, np.integer)):

@@ -86,9 +86,10 @@ def check_params(params: Mapping[str, Any]) -> None:
 
 def _check_backbone(backbone: Any, weights: Any) -> None:
     if backbone is not None:
-        look_up("backbone", backbone, BACKBONES)
-    if weights is not None and not (backbone and BACKBONES[backbone].learned):
-        what = "no backbone is given" if backbone is None else f"the backbone {backbone!r} has none that are learned"
+        look_up("backbone", backbone, {"auto": None, "pixels": None, **BACKBONES})
+    known = BACKBONES.get(backbone)
+    if weights is not None and not (known and known.learned):
+        what = f"the backbone {backbone!r} has none that are learned" if known else "none is named"
         raise ValueError(f"backbone_weights={str(weights)!r} are weights for a backbone, and {what}.")
 
 

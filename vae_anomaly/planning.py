@@ -1,6 +1,7 @@
 """From the parameters of a detector and the shape of its data to networks, and to how they are trained."""
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from vae_anomaly.features import FeatureSchema
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
 from vae_anomaly.pixels import ImageSchema, PixelSchema
 from vae_anomaly.preprocessing import Schema
-from vae_anomaly.scratch import blocks
+from vae_anomaly.scratch import blocks, empty_like_source
 from vae_anomaly.splitting import Split
 from vae_anomaly.training import Change, Plan
 from vae_anomaly.vae import VAE
@@ -25,9 +26,11 @@ __all__ = [
     "augmentation",
     "build_vae",
     "default_score",
+    "find_backbone",
     "n_held_out_references",
     "n_references",
     "training_plan",
+    "with_changed_copies",
 ]
 
 # Rows that the references (samples to compare with, latent covariance, usual scores) are computed from.
@@ -46,8 +49,25 @@ MIN_BATCH_SIZE, BATCH_SIZE = 64, 256
 MAX_BATCH_GROWTH = 8
 # Wide rows in large batches make a step take long, and no fewer steps.
 MAX_BATCH_ENTRIES = 150_000
-# Images of more numbers than this get convolutional networks, unless named.
+# Images of more numbers than this are known by features of their patches, or get convolutional networks, unless named.
 MAX_MLP_PIXELS = 4096
+# Changed copies of each image, where it is known by its features and changes are asked for.
+N_CHANGED_COPIES = 2
+# What makes these features: it needs no file of weights.
+AUTO_BACKBONE = "gabor"
+
+
+def find_backbone(detector: "VAEDetector", shape: tuple[int, ...]) -> str | None:
+    """Entry of ``BACKBONES`` that describes the patches of images of this shape; None where pixels are modelled.
+
+    Convolutional networks, and likelihoods of numbers from 0 to 1, are for pixels: who names one wants pixels.
+    """
+    if detector.backbone != "auto":
+        return None if detector.backbone == "pixels" else detector.backbone
+    named = detector.net == "conv" or (
+        detector.likelihood != "auto" and LIKELIHOODS[detector.likelihood].scaling == "unit"
+    )
+    return None if named or math.prod(shape) <= MAX_MLP_PIXELS else AUTO_BACKBONE
 
 
 def default_score(schema: Schema | ImageSchema) -> str:
@@ -118,6 +138,9 @@ def augmentation(detector: "VAEDetector", schema: Schema | ImageSchema) -> Chang
     asked: dict[str, Any] = {name: getattr(detector, name) for name in ("flips", "shift", "brightness")}
     if not any(asked.values()):
         return None
+    if isinstance(schema, FeatureSchema):
+        # Features can't be changed like pixels; see `with_changed_copies`.
+        return None
     if not isinstance(schema, PixelSchema):
         raise ValueError("flips, shift and brightness are for images, of shape (n_samples, channels, height, width).")
     shape = schema.shape
@@ -129,6 +152,32 @@ def augmentation(detector: "VAEDetector", schema: Schema | ImageSchema) -> Chang
         return ((changed - center.to(rows)) / scale.to(rows)).reshape(rows.shape)
 
     return change
+
+
+def with_changed_copies(
+    detector: "VAEDetector",
+    schema: Schema | ImageSchema,
+    images: Any,
+    encoded: NDArray[np.float32],
+    split: Split,
+    generator: torch.Generator,
+) -> tuple[NDArray[np.float32], Split]:
+    """Rows of features, and after them those of changed copies of the images, which train whom the images train.
+
+    Features take too long to be made anew for each step. Rows to watch and to calibrate with are of unchanged images.
+    """
+    asked: dict[str, Any] = {name: getattr(detector, name) for name in ("flips", "shift", "brightness")}
+    if not (isinstance(schema, FeatureSchema) and any(asked.values())):
+        return encoded, split
+    n, d = encoded.shape
+    rows = empty_like_source(encoded, ((1 + N_CHANGED_COPIES) * n, d))
+    for block in blocks(n, d):
+        rows[block] = encoded[block]
+        for copy in range(1, 1 + N_CHANGED_COPIES):
+            changed = augment(torch.from_numpy(images[block]), generator, **asked).numpy()
+            rows[copy * n + block.start : copy * n + block.stop] = schema.encode(changed)
+    train = torch.cat([split.train + copy * n for copy in range(1 + N_CHANGED_COPIES)], dim=1)
+    return rows, replace(split, train=train)
 
 
 def build_vae(

@@ -60,8 +60,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--backbone",
-    type=NameType("backbone"),
-    help="Model features of patches of images instead of pixels: gabor needs no weights, the others are torchvision's.",
+    type=NameType("backbone", ["auto", "pixels"]),
+    default="auto",
+    show_default=True,
+    help="What describes patches of images: gabor needs no weights, resnets are torchvision's. auto: gabor for large "
+    "images, else pixels.",
 )
 @click.option(
     "--weights",

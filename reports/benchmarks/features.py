@@ -1,0 +1,252 @@
+"""Pixels against features of patches on drawn photographs of surfaces and parts: image and pixel figures, and time.
+
+    python reports/benchmarks/features.py
+    python reports/benchmarks/features.py --scenes cloth gear --methods default pixels-mlp
+    python reports/benchmarks/features.py --methods default --set score_name=novelty
+    python reports/benchmarks/features.py --table
+
+Each scene of `made_images.py` gives 80 good images to train on, 30 good ones and four of each kind of defect to test
+with. No method sees a defect before the test, and all scenes have one configuration. --set changes parameters of the
+detector, or constants of a module, as in `features.PLACE_WEIGHT=2`.
+
+Each run adds one JSON line to --runs; what stands there already is not run again. --table runs nothing and turns these
+lines into a Markdown file beside them.
+"""
+
+import argparse
+import ast
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from made_images import DEFECTS, SCENES, made
+from sklearn.metrics import roc_auc_score
+
+from vae_anomaly import VAEDetector, __version__
+from vae_anomaly.errors import CalibrationWarning
+from vae_anomaly.heat_maps import anomaly_maps
+from vae_anomaly.pixel_metrics import evaluate_pixels
+
+HERE = Path(__file__).parent
+DEFAULT = "default"
+RATES = ("good flagged, 5 % asked", "defects flagged")
+
+METHODS: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "resnet18-random": {"backbone": "resnet18"},
+    "pixels-mlp": {"backbone": "pixels", "net": "mlp"},
+    "pixels-conv": {"backbone": "pixels", "net": "conv"},
+}
+
+
+class Images(NamedTuple):
+    """Images of a scene, and what is known about those to test with."""
+
+    train: np.ndarray
+    test: np.ndarray
+    kinds: list[str]
+    """Kind of the defect, empty for a good image."""
+    masks: np.ndarray
+
+
+def images_of(scene: str, seed: int, n_train: int = 80, n_good: int = 30, n_each: int = 4) -> Images:
+    """Images of a scene as the detector takes them, with channels in front."""
+    first = 10_000 * seed
+    kinds = [""] * n_good + [kind for kind in DEFECTS for _ in range(n_each)]
+    test = [made(scene, first + 5_000 + index, kind or None) for index, kind in enumerate(kinds)]
+    train = np.stack([made(scene, first + index)[0] for index in range(n_train)])
+    shown = np.stack([image for image, _ in test])
+    return Images(np.moveaxis(train, -1, 1), np.moveaxis(shown, -1, 1), kinds, np.stack([mask for _, mask in test]))
+
+
+def fitted(parameters: dict[str, Any], images: np.ndarray) -> VAEDetector:
+    """Detector with a network of random weights where it asks for one."""
+    with ExitStack() as stack:
+        if parameters.get("backbone", "").startswith("resnet"):
+            from torchvision.models import get_model
+
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                weights = get_model(parameters["backbone"], weights=None).state_dict()
+            stack.enter_context(patch("vae_anomaly.detector.download_weights", lambda name: weights))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", CalibrationWarning)
+        return VAEDetector(**parameters).fit(images)
+
+
+def measure(parameters: dict[str, Any], images: Images) -> dict[str, Any]:
+    """Figures of one detector on one scene."""
+    started = time.perf_counter()
+    detector = fitted(parameters, images.train)
+    fit_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    scores = detector.anomaly_score(images.test)
+    score_seconds = time.perf_counter() - started
+    kinds = np.array(images.kinds)
+    good = scores[kinds == ""]
+
+    def area(chosen: np.ndarray) -> float:
+        bad = scores[chosen]
+        return float(roc_auc_score(np.repeat([0, 1], [len(good), len(bad)]), np.concatenate([good, bad])))
+
+    maps = (anomaly_maps(detector, image[None])[0] for image in images.test)
+    found = evaluate_pixels(zip(maps, images.masks, strict=True))
+    assert found is not None
+    return {
+        "roc_auc": area(kinds != ""),
+        "by_kind": {kind: area(kinds == kind) for kind in DEFECTS},
+        "pixel_roc_auc": found.roc_auc,
+        "aupro": found.aupro,
+        "good_flagged": float((good > detector.threshold_).mean()),
+        "defects_flagged": float((scores[kinds != ""] > detector.threshold_).mean()),
+        "fit_seconds": round(fit_seconds, 2),
+        "score_seconds_per_image": round(score_seconds / len(scores), 4),
+        "n_train": len(images.train),
+        "n_test": len(scores),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and machine of a line."""
+    versions = {"vae_anomaly": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"versions": versions, "machine": machine}
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Lines of the runs; one that an interrupted run left unfinished does not count."""
+    runs = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            runs.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return runs
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Do what is left to do, scene by scene."""
+    changes = dict(arguments.set)
+    constants = {name: value for name, value in changes.items() if "." in name}
+    parameters = {name: value for name, value in changes.items() if "." not in name}
+    suffix = ", ".join(f"{name}={value!r}" for name, value in sorted(changes.items()))
+    names = {name: f"{name} ({suffix})" if suffix else name for name in arguments.methods}
+    done = {(run["scene"], run["seed"], run["method"]) for run in read_runs(arguments.runs)}
+    for scene in arguments.scenes:
+        for seed in arguments.seeds:
+            left = [name for name in names if (scene, seed, names[name]) not in done]
+            if not left:
+                continue
+            images = images_of(scene, seed, *arguments.numbers)
+            for name in left:
+                with ExitStack() as stack:
+                    for target, value in constants.items():
+                        stack.enter_context(patch(f"vae_anomaly.{target}", value))
+                    found = measure({**METHODS[name], **parameters}, images)
+                run = {"scene": scene, "seed": seed, "method": names[name], **found, **provenance()}
+                with arguments.runs.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(run) + "\n")
+                print(
+                    f"{scene}, seed {seed}, {names[name]}: image {100 * run['roc_auc']:.1f}, "
+                    f"pixel {100 * run['pixel_roc_auc']:.1f}, AUPRO {100 * run['aupro']:.1f}; "
+                    f"fit {run['fit_seconds']:.0f} s",
+                    flush=True,
+                )
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """The runs as a Markdown page."""
+    methods = list(dict.fromkeys(run["method"] for run in runs))
+    scenes = [scene for scene in SCENES if any(run["scene"] == scene for run in runs)]
+    seeds = sorted({run["seed"] for run in runs})
+    lines = [
+        "# Features against pixels on drawn photographs",
+        "",
+        f"{len(scenes)} scenes of 256 x 256 pixels in colour, {len(DEFECTS)} kinds of defects; seeds "
+        f"{', '.join(map(str, seeds))}; percent.",
+        "`features.py` says how the runs are made, `made_images.py` draws the images. Times are of a busy machine.",
+        *sorted({_machine(run) for run in runs}),
+        "",
+        *_row(
+            ("method", "scenes", "image ROC-AUC", "pixel ROC-AUC", "AUPRO", *RATES, "fit, s", "score, s an image"),
+            heading=True,
+        ),
+    ]
+    for method in methods:
+        some = [run for run in runs if run["method"] == method]
+        percent = ("roc_auc", "pixel_roc_auc", "aupro", "good_flagged", "defects_flagged")
+        cells = [f"{100 * fmean(run[what] for run in some):.1f}" for what in percent]
+        times = [f"{fmean(run[what] for run in some):.2g}" for what in ("fit_seconds", "score_seconds_per_image")]
+        lines += _row([method, str(len({run["scene"] for run in some})), *cells, *times])
+    for what, title in (("roc_auc", "Image ROC-AUC"), ("pixel_roc_auc", "Pixel ROC-AUC"), ("aupro", "AUPRO")):
+        lines += ["", f"## {title}", "", *_row(["scene", *methods], heading=True)]
+        for scene in scenes:
+            lines += _row([scene, *(_mean(runs, what, scene=scene, method=method) for method in methods)])
+    lines += ["", "## Image ROC-AUC by kind of defect", "", *_row(["defect", *methods], heading=True)]
+    by_kind = [{**run, **run["by_kind"]} for run in runs]
+    for kind in DEFECTS:
+        lines += _row([kind, *(_mean(by_kind, kind, method=method) for method in methods)])
+    return "\n".join(lines) + "\n"
+
+
+def _machine(run: dict[str, Any]) -> str:
+    versions, machine = run["versions"], run["machine"]
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{said}; {machine['machine']}, {machine['cpus']} CPUs, {machine['threads']} threads."
+
+
+def _mean(runs: Sequence[dict[str, Any]], what: str, **wanted: str) -> str:
+    some = [run[what] for run in runs if all(run[name] == value for name, value in wanted.items())]
+    return f"{100 * fmean(some):.1f}" if some else "-"
+
+
+def _row(cells: Sequence[str], heading: bool = False) -> list[str]:
+    return [f"| {' | '.join(cells)} |", *(["|---" * len(cells) + "|"] if heading else [])]
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Name and value of a parameter or a constant; what is no Python literal is text."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text}: write name=value.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", nargs="+", choices=SCENES, default=list(SCENES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[DEFAULT])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--set", type=setting, nargs="+", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--numbers", type=int, nargs=3, default=(80, 30, 4), metavar="N", help="to train, good, of each kind"
+    )
+    parser.add_argument("--runs", type=Path, default=HERE / "features.jsonl")
+    parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
+    arguments = parser.parse_args(argv)
+    if not arguments.table:
+        run_all(arguments)
+        return
+    runs = read_runs(arguments.runs)
+    if not runs:
+        raise SystemExit(f"{arguments.runs} holds no runs yet.")
+    target = arguments.runs.with_suffix(".md")
+    target.write_text(table(runs), encoding="utf-8")
+    print(f"Wrote {target}.")
+
+
+if __name__ == "__main__":
+    main()
