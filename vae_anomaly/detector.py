@@ -32,6 +32,7 @@ from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
 from vae_anomaly.planning import (
     architecture,
     build_vae,
+    check_score,
     default_score,
     find_backbone,
     n_held_out_references,
@@ -42,7 +43,16 @@ from vae_anomaly.planning import (
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
-from vae_anomaly.scores import AVERAGED, REFERENCES, SCORES, Score, score_and_shares, shares
+from vae_anomaly.scores import (
+    AVERAGED,
+    IMAGE_REFERENCES,
+    REFERENCES,
+    SCORES,
+    Score,
+    score_and_shares,
+    scores_for,
+    shares,
+)
 from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, block_size, by_blocks, map_folds, map_rows
 from vae_anomaly.scratch import blocks, on_disk
 from vae_anomaly.splitting import Split, rows_to_fit, split_rows
@@ -69,8 +79,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     prior : str, default="standard_normal"
         p(z), one of ``PRIORS``.
     score_name : str, default="auto"
-        Score to detect with, one of ``SCORES``; higher is more anomalous. "auto" takes "novelty", and with a backbone
-        "neg_log_px_z"; the attribute ``score_name_`` says which.
+        Score to detect with, one of ``SCORES``; higher is more anomalous. "auto" takes "novelty", for images
+        "patch_novelty", and with a backbone "neg_log_px_z"; the attribute ``score_name_`` says which.
     threshold : str, default="conformal"
         Rule from scores of held-out normal rows to a threshold, one of ``THRESHOLDS``.
     fpr : float, default=0.05
@@ -300,6 +310,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # Before the training, which takes long.
             _by_group(rows, self.threshold, self.fpr)
         self.schema_ = self._infer_schema(frame, split.fitted)
+        check_score(self.score_name, self.schema_)
         encoded = frame.encode(self.schema_) if isinstance(frame, TableInParts) else self.schema_.encode(frame)
         self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(encoded).data).hexdigest()
         learned = with_changed_copies(self, self.schema_, frame, encoded, split, generators[-1])
@@ -459,14 +470,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _fill_references(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
         ensemble, eps = self.ensemble_, self.eps_.to(train_x.device)
         ensemble.skeleton.imputation_steps = IMPUTATION_STEPS if self.architecture_["mask_input"] else 0
-        for fill in REFERENCES:
+        for fill in (*REFERENCES, *(IMAGE_REFERENCES if ensemble.skeleton.picture else ())):
             filled = ensemble.map(fill, train_x, held_out_x, eps, in_dims=(0, 0, None))
+            for name in filled.keys() & set(AVERAGED):
+                # A fold of a small table says little about where scores usually lie; all folds together say more.
+                filled[name] = filled[name].mean(dim=0, keepdim=True).expand_as(filled[name])
             # As a model file gives them back: a product with a transposed matrix may differ in the last bit.
             ensemble.buffers.update({name: values.contiguous() for name, values in filled.items()})
-        for name in AVERAGED:
-            # A fold of a small table says little about where scores usually lie; all folds together say more.
-            usual = ensemble.buffers[name]
-            ensemble.buffers[name] = usual.mean(dim=0, keepdim=True).expand_as(usual).contiguous()
         self.active_units_ = ensemble.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
         if (self.active_units_ == 0).any():
             warnings.warn(
@@ -823,8 +833,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return default_score(self.schema_) if self.score_name == "auto" else self.score_name
 
+    @property
+    def score_names_(self) -> list[str]:
+        """Names of the scores that it can give."""
+        check_is_fitted(self)
+        return scores_for(images=isinstance(self.schema_, PixelSchema))
+
     def _score(self, name: str | None = None) -> Score:
-        return look_up("score", name or self.score_name_, SCORES)
+        name = name or self.score_name_
+        score = look_up("score", name, SCORES)
+        check_score(name, self.schema_)
+        return score
 
     @property
     def holds_images(self) -> bool:

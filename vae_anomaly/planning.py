@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from vae_anomaly.augment import augment
 from vae_anomaly.features import FeatureSchema
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Likelihood
+from vae_anomaly.picture import Picture
 from vae_anomaly.pixels import ImageSchema, PixelSchema
 from vae_anomaly.preprocessing import Schema
+from vae_anomaly.scores import SCORES, scores_for
 from vae_anomaly.scratch import blocks, empty_like_source
 from vae_anomaly.splitting import Split
 from vae_anomaly.training import Change, Plan
@@ -25,6 +27,7 @@ __all__ = [
     "architecture",
     "augmentation",
     "build_vae",
+    "check_score",
     "default_score",
     "find_backbone",
     "n_held_out_references",
@@ -73,10 +76,23 @@ def find_backbone(detector: "VAEDetector", shape: tuple[int, ...]) -> str | None
 def default_score(schema: Schema | ImageSchema) -> str:
     """Score that "auto" stands for.
 
-    Patches of all images together are so many that each has a close neighbour among them, a defect, too; what the model
-    does not explain finds more, at a tenth of the cost.
+    Of images on pixels, parts that no training image has say more than what a decoder blurs. Patches described by a
+    backbone are so many that each has a close neighbour among them, a defect, too; what the model does not explain
+    finds more, at a tenth of the cost.
     """
-    return "neg_log_px_z" if isinstance(schema, FeatureSchema) else "novelty"
+    if isinstance(schema, FeatureSchema):
+        return "neg_log_px_z"
+    return "patch_novelty" if isinstance(schema, PixelSchema) else "novelty"
+
+
+def check_score(name: str, schema: Schema | ImageSchema) -> None:
+    """ValueError for a score of images on pixels where there are none."""
+    if name in SCORES and SCORES[name].images and not isinstance(schema, PixelSchema):
+        what = "features" if isinstance(schema, FeatureSchema) else "a table"
+        raise ValueError(
+            f"The score {name!r} is for images on pixels, and the model is one of {what}. "
+            f"Use one of {', '.join(scores_for(images=False))}."
+        )
 
 
 def n_references(n_entries: int) -> int:
@@ -200,6 +216,7 @@ def build_vae(
         prior=detector.prior,
         hidden=detector.hidden,
         image_shape=schema.shape if isinstance(schema, PixelSchema) and sizes["net"] == "conv" else None,
+        picture=Picture(schema.shape, schema.center, schema.scale) if isinstance(schema, PixelSchema) else None,
         mask_input=sizes["mask_input"],
         n_codes=sizes["n_codes"],
         generator=generator,

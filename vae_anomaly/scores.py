@@ -14,11 +14,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vae_anomaly.image_scores import (
+    input_complexity,
+    likelihood_regret,
+    patch_error,
+    patch_error_entries,
+    path_statistics,
+    usual_path,
+)
 from vae_anomaly.neighbours import nearest
+from vae_anomaly.patches import patch_entries, patch_novelty, usual_contrast, usual_patches, usual_views
 from vae_anomaly.vae import VAE
 
 __all__ = [
     "AVERAGED",
+    "IMAGE_REFERENCES",
     "REFERENCES",
     "SCORES",
     "Score",
@@ -33,6 +43,7 @@ __all__ = [
     "reconstruction_error",
     "reconstruction_probability",
     "score_and_shares",
+    "scores_for",
     "shares",
     "typicality",
 ]
@@ -205,12 +216,24 @@ class Score(NamedTuple):
     """A score, and the part of it that falls to each entry of x, where there is such a part.
 
     ``entries(vae, x, eps)`` has the shape of x. If it is ``complete``, it sums to the score; else the difference is a
-    remainder, which no entry owns.
+    remainder, which no entry owns. One of ``images`` needs a VAE that knows of a picture.
     """
 
     function: ScoreFunction
     entries: ScoreFunction | None = None
     complete: bool = False
+    images: bool = False
+
+
+def scores_for(*, images: bool) -> list[str]:
+    """Names of the scores of images on pixels, or of those of anything else.
+
+    Examples
+    --------
+    >>> set(scores_for(images=True)) - set(scores_for(images=False)) >= {"patch_novelty", "patch_error"}
+    True
+    """
+    return [name for name, score in SCORES.items() if images or not score.images]
 
 
 def shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -303,8 +326,19 @@ def _middle_and_excess(scores: Tensor) -> Tensor:
 # What the end of `fit` fills into the buffers of a VAE, in this order: each step sees the buffers of the one before.
 REFERENCES = (usual_entries, usual_codes, usual_scores)
 
+# The same, of VAEs that know of a picture.
+IMAGE_REFERENCES = (usual_contrast, usual_patches, usual_views, usual_path)
+
 # References that all members share, as the mean of what each found.
-AVERAGED = ("usual_neg_elbo", "usual_neg_log_px_z", "usual_nearest_neighbour")
+AVERAGED = (
+    "usual_neg_elbo",
+    "usual_neg_log_px_z",
+    "usual_nearest_neighbour",
+    "patch_contrast",
+    "usual_patches",
+    "usual_views",
+    "usual_path",
+)
 
 SCORES: dict[str, Score] = {
     "novelty": Score(novelty, _novelty_entries, complete=True),
@@ -318,4 +352,9 @@ SCORES: dict[str, Score] = {
     "nearest_neighbour": Score(nearest_neighbour, _nearest_entries, complete=True),
     "latent_novelty": Score(latent_novelty),
     "mahalanobis": Score(mahalanobis),
+    "patch_novelty": Score(patch_novelty, patch_entries, complete=True, images=True),
+    "patch_error": Score(patch_error, patch_error_entries, complete=True, images=True),
+    "likelihood_regret": Score(likelihood_regret, images=True),
+    "input_complexity": Score(input_complexity, _expected_neg_log_entries, images=True),
+    "path_statistics": Score(path_statistics, images=True),
 }

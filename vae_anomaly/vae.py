@@ -10,6 +10,7 @@ from torch.distributions import Distribution, Independent
 from vae_anomaly.errors import look_up
 from vae_anomaly.likelihoods import LIKELIHOODS, Likelihood
 from vae_anomaly.nets import build_nets
+from vae_anomaly.picture import Picture
 from vae_anomaly.priors import PRIORS, Prior, StandardNormal
 
 __all__ = ["VAE", "Terms"]
@@ -58,6 +59,8 @@ class VAE(nn.Module):
         Widths of the encoder's layers; the decoder mirrors them.
     image_shape : sequence of int, optional
         Channels, height and width, if a sample is a row of the pixels of an image: the networks are then convolutional.
+    picture : Picture, optional
+        The same and how pixels were scaled, whatever the networks: for the scores that see images.
     mask_input : bool, default=False
         Show the encoder which entries are missing; worth its weights only where the training data have holes.
     n_codes : int, default=1
@@ -90,6 +93,10 @@ class VAE(nn.Module):
     code_spread: Tensor
     usual_neg_log_px_z: Tensor
     usual_nearest_neighbour: Tensor
+    patch_contrast: Tensor
+    usual_patches: Tensor
+    usual_views: Tensor
+    usual_path: Tensor
 
     def __init__(
         self,
@@ -100,6 +107,7 @@ class VAE(nn.Module):
         prior: str | Prior = "standard_normal",
         hidden: Sequence[int] = (128, 128),
         image_shape: Sequence[int] | None = None,
+        picture: Picture | None = None,
         mask_input: bool = False,
         n_codes: int = 1,
         generator: torch.Generator | None = None,
@@ -128,7 +136,10 @@ class VAE(nn.Module):
         self.imputation_steps = 0
         # Nor this: whoever knows that no entry of x is missing sets it, and spares looking for holes.
         self.complete = False
+        self.picture = picture
         self._register_references(n_codes)
+        if picture is not None:
+            self._register_picture_references(picture)
 
     def _register_references(self, n_codes: int) -> None:
         """Buffers that the end of ``fit`` fills with what is usual for normal samples."""
@@ -145,6 +156,16 @@ class VAE(nn.Module):
         # Median, and mean excess over it, of held-out normal samples.
         self.register_buffer("usual_neg_log_px_z", torch.tensor([0.0, 1.0]))
         self.register_buffer("usual_nearest_neighbour", torch.tensor([0.0, 1.0]))
+
+    def _register_picture_references(self, picture: Picture) -> None:
+        """The same, of scores that see images."""
+        n_views, n_places = picture.n_views, picture.n_places
+        # Mean, and spread, of the distance at each place; middle, and mean excess over it, of each view.
+        self.register_buffer("patch_contrast", torch.ones(()))
+        self.register_buffer("usual_patches", torch.stack([torch.zeros(n_places), torch.ones(n_places)]))
+        self.register_buffer("usual_views", torch.tensor([[0.0, 1.0]]).repeat(n_views, 1))
+        # Median, mean deficit and mean excess of each of three numbers.
+        self.register_buffer("usual_path", torch.tensor([[0.0, 1.0, 1.0]]).repeat(3, 1))
 
     def encode(self, x: Tensor) -> Distribution:
         """Posterior q(z | x), of batch shape (n_samples,) and event shape (latent_dim,)."""

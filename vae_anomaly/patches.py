@@ -1,0 +1,176 @@
+"""Patches of images beside those of training images: which of them no training image has there, or nearly there."""
+
+import functools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vae_anomaly.neighbours import nearest
+from vae_anomaly.picture import Picture, View
+from vae_anomaly.vae import VAE
+
+__all__ = ["patch_entries", "patch_novelty", "usual_contrast", "usual_patches", "usual_views"]
+
+# Training images that patches are compared with; more of them find little more, at a price that grows with them.
+MAX_COMPARED = 1000
+# Patches with less contrast than this share of what is usual are not stretched to full contrast: they are mostly noise.
+LEAST_CONTRAST = 0.4
+# A place where normal images differ far less than elsewhere is taken to vary by this share of what places do on
+# average: else its noise would decide.
+LEAST_SPREAD = 0.3
+
+
+def patch_novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    r"""How much the patches of an image differ from those that training images have at, or next to, the same place.
+
+    An image is cut into overlapping patches in several ways (:func:`~vae_anomaly.picture.views_of`). Each patch is
+    taken relative to the median of its image and to its own contrast, and its distance :math:`d_i` is that to the
+    nearest patch of a training image. By how much that exceeds what is usual at this place for held-out normal images,
+    in units of its spread there, is joined over the patches as a root mean square:
+
+    .. math:: \sqrt{\frac{1}{n} \sum_{i=1}^n \max\left(0, \frac{d_i - m_i}{s_i}\right)^2}
+
+    The score is the highest over the ways to cut, each centred on its median over held-out normal images and divided by
+    the mean excess over it. No patch is judged by how much ink it has, so a simple image is not normal for being
+    simple.
+    """
+    _check(vae)
+    return _standardised(vae, torch.stack([_joined(z) for z, _ in _compared(vae, x)], dim=-1)).amax(dim=-1)
+
+
+def patch_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
+    """What each pixel adds to :func:`patch_novelty`: its patches' parts, by where these differ from their nearest."""
+    picture = _check(vae)
+    joined, maps = [], []
+    for view, (z, squares) in zip(picture.views, _compared(vae, x), strict=True):
+        total = _joined(z)
+        joined.append(total)
+        of_places = z.square() / (z.shape[1] * total.clamp(min=1e-12))[:, None]
+        # The constants keep the quotient defined, and spread what is left evenly, where nothing differs.
+        within = (squares + 1e-12) / (squares + 1e-12).sum(dim=(2, 3, 4), keepdim=True)
+        maps.append(_on_pixels(of_places[:, :, None, None, None] * within, view, picture))
+    scores = _standardised(vae, torch.stack(joined, dim=-1))
+    best = scores.argmax(dim=-1)
+    chosen = torch.stack(maps, dim=1).gather(1, best[:, None, None].expand(-1, 1, maps[0].shape[1])).squeeze(1)
+    middle, excess = (part[best][:, None] for part in vae.usual_views.unbind(dim=-1))
+    return ((chosen - middle / chosen.shape[1]) / excess).reshape(x.shape)
+
+
+def _check(vae: VAE) -> Picture:
+    if vae.picture is None:
+        raise ValueError("patch_novelty is for images on pixels, of shape (n_samples, channels, height, width).")
+    return vae.picture
+
+
+def _standardised(vae: VAE, joined: Tensor) -> Tensor:
+    middle, excess = vae.usual_views.unbind(dim=-1)
+    return (joined - middle) / excess
+
+
+def _joined(z: Tensor) -> Tensor:
+    return z.square().mean(dim=-1).sqrt()
+
+
+def _compared(vae: VAE, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each view: excess at each place, in units of its spread, and squared differences (:func:`_squares`)."""
+    assert vae.picture is not None
+    first = 0
+    for view in vae.picture.views:
+        squares = _squares(vae, x, view)
+        mean, spread = vae.usual_patches[:, first : first + view.n_places]
+        yield ((_distances(squares) - mean) / spread).clamp(min=0.0), squares
+        first += view.n_places
+
+
+def _distances(squares: Tensor) -> Tensor:
+    return squares.flatten(2).sum(dim=-1).sqrt()
+
+
+def _squares(vae: VAE, x: Tensor, view: View) -> Tensor:
+    """Squared differences of patches from their nearest, shape (n, n_places, channels, patch, patch)."""
+    assert vae.picture is not None
+    here = _cells(x, vae.picture, view)
+    window, channels = view.window, here.shape[1]
+    there = F.pad(_cells(vae.exemplars[:MAX_COMPARED], vae.picture, view), (window,) * 4, mode="replicate")
+    found = []
+    for top in view.tops:
+        for left in view.lefts:
+            patches = _at(vae, here, top, left, view.patch)
+            shifts = range(2 * window + 1)
+            others = torch.cat([_at(vae, there, top + dy, left + dx, view.patch) for dy in shifts for dx in shifts])
+            # The search says which one is nearest, one difference a patch how far it is: nothing cancels.
+            found.append((patches - others[nearest(patches, others)]).square())
+    return torch.stack(found, dim=1).reshape(len(here), view.n_places, channels, view.patch, view.patch)
+
+
+def _cells(x: Tensor, picture: Picture, view: View) -> Tensor:
+    """Images on the grid of a view, less the median of each channel: what is background in one, is so in all."""
+    images = torch.nan_to_num(x).reshape(-1, *picture.shape)
+    cells = F.adaptive_avg_pool2d(images, (view.rows, view.columns))
+    middle = cells.flatten(2).sort(dim=-1).values[:, :, view.rows * view.columns // 2]
+    return cells - middle[:, :, None, None]
+
+
+def _at(vae: VAE, cells: Tensor, top: int, left: int, size: int) -> Tensor:
+    """The patch of each image at one place, by its contrast."""
+    patches = cells[:, :, top : top + size, left : left + size].flatten(1)
+    least = LEAST_CONTRAST * math.sqrt(patches.shape[1]) * vae.patch_contrast
+    scaled: Tensor = patches / (patches.norm(dim=1, keepdim=True) + least)
+    return scaled
+
+
+def _on_pixels(parts: Tensor, view: View, picture: Picture) -> Tensor:
+    """Shape (n, n_pixels), of what falls to each cell of each patch."""
+    rows, columns, size = view.rows, view.columns, view.patch
+    places = [(top, left) for top in view.tops for left in view.lefts]
+    on_cells = sum(
+        F.pad(part, (left, columns - left - size, top, rows - top - size))
+        for part, (top, left) in zip(parts.unbind(dim=1), places, strict=True)
+    )
+    height, width = picture.shape[1:]
+    spread = _spread(rows, height).to(parts) @ on_cells @ _spread(columns, width).to(parts).T
+    return spread.flatten(1)
+
+
+@functools.cache
+def _spread(n_cells: int, n_pixels: int) -> Tensor:
+    """Share of each cell that falls to each pixel along one side, shape (n_pixels, n_cells); columns sum to one."""
+    cells, pixels = torch.arange(n_cells), torch.arange(n_pixels)[:, None]
+    # The pixels that the pooling takes the mean of.
+    first, last = cells * n_pixels // n_cells, -(-(cells + 1) * n_pixels // n_cells)
+    covered = ((first <= pixels) & (pixels < last)).double()
+    return covered / covered.sum(dim=0)
+
+
+def usual_contrast(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    """Root mean square of what training images show, relative to their medians."""
+    picture = _check(vae)
+    contrast = _cells(vae.exemplars[:MAX_COMPARED], picture, picture.views[0]).square().mean().sqrt()
+    return {"patch_contrast": contrast.clamp(min=1e-6)}
+
+
+def usual_patches(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    """Mean and spread of the distance at each place, over held-out normal images."""
+    means, spreads = [], []
+    for view in _check(vae).views:
+        distances = _distances(_squares(vae, held_out, view))
+        spread = distances.std(dim=0, correction=0)
+        means.append(distances.mean(dim=0))
+        spreads.append((spread + LEAST_SPREAD * spread.mean()).clamp(min=1e-3))
+    return {"usual_patches": torch.stack([torch.cat(means), torch.cat(spreads)])}
+
+
+def usual_views(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    """Where the views of held-out normal images lie: median, and mean excess over it."""
+    _check(vae)
+    middles = []
+    for z, _ in _compared(vae, held_out):
+        joined = _joined(z)
+        # torch.quantile has no rule for vmap.
+        middle = joined.sort().values[joined.shape[0] // 2]
+        excess = (joined - middle).clamp(min=0.0).sum() / max(joined.shape[0] // 2, 1)
+        middles.append(torch.stack([middle, excess.clamp(min=1e-3)]))
+    return {"usual_views": torch.stack(middles)}
