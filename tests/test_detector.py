@@ -15,7 +15,7 @@ from vae_anomaly.errors import CalibrationWarning, DataError, PosteriorCollapseW
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
-from vae_anomaly.scores import SCORES
+from vae_anomaly.scores import SCORES, scores_for
 from vae_anomaly.scoring import SCORING_BATCH
 from vae_anomaly.splitting import rows_to_fit
 from vae_anomaly.thresholds import THRESHOLDS, Threshold
@@ -96,7 +96,7 @@ def test_realised_false_alarm_rate():
 # A score is a function of the row ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", scores_for(images=False))
 def test_scores_do_not_depend_on_order_or_company(detector, name):
     rows = holed(mixed(SCORING_BATCH + 100, seed=2), share=0.1)
     scores = detector.anomaly_score(rows, score_name=name)
@@ -129,7 +129,7 @@ def test_global_random_states_are_left_alone():
     X = numbers()
     numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the state is the point
     detector = VAEDetector(**TINY, prior="vamp").fit(X)
-    for name in SCORES:
+    for name in scores_for(images=False):
         detector.anomaly_score(X, score_name=name)
     detector.explain(X)
     detector.sample(5)
@@ -163,7 +163,7 @@ def test_the_table_is_not_changed():
 # Explanations --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", scores_for(images=False))
 def test_contributions_sum_to_the_score(detector, name):
     rows = holed(mixed(60, seed=2), share=0.1)
     contributions = detector.explain(rows, score_name=name)
@@ -187,7 +187,7 @@ def test_the_odd_column_is_named(detector, column):
 # Missing and unseen values -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", scores_for(images=False))
 def test_rows_with_holes_are_scored_and_rows_without_values_are_not(detector, name):
     rows = mixed(6, seed=2)
     rows = rows.mask(np.eye(6, dtype=bool))
@@ -219,7 +219,7 @@ def test_what_a_hole_would_have_held_does_not_matter(detector):
     assert np.array_equal(detector.anomaly_score(usual.mask(holes)), detector.anomaly_score(odd.mask(holes)))
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", scores_for(images=False))
 @pytest.mark.parametrize("trained_with_holes", [True, False])
 def test_holes_neither_raise_nor_lower_scores(name, trained_with_holes):
     X = numbers(600, n_columns=8)
@@ -558,7 +558,7 @@ def test_every_prior(prior, table):
     assert len(detector.sample(3)) == 3
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", scores_for(images=False))
 def test_every_score_can_detect(name):
     detector = VAEDetector(**TINY, score_name=name).fit(numbers())
     assert np.array_equal(detector.anomaly_score(numbers()), detector.anomaly_score(numbers(), score_name=name))
@@ -689,7 +689,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", scores_for(images=False))
 def test_fitted_on_a_gpu_and_scored_on_a_cpu(name, tmp_path):
     frame = mixed()
     detector = VAEDetector(**TINY, device="cuda", score_name=name).fit(frame)

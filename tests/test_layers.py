@@ -41,11 +41,14 @@ TABLE = {
     "filters": set(),
     "backbones": {"errors", "filters"},
     "patch_grid": set(),
-    "vae": {"errors", "likelihoods", "nets", "priors"},
+    "picture": set(),
+    "vae": {"errors", "likelihoods", "nets", "picture", "priors"},
     "ensemble": {"nets", "priors", "vae"},
     "augment": set(),
     "streaming": set(),
-    "scores": {"neighbours", "vae"},
+    "patches": {"neighbours", "picture", "vae"},
+    "image_scores": {"vae"},
+    "scores": {"image_scores", "neighbours", "patches", "vae"},
     "optimizer": set(),
     "training": {"ensemble", "errors", "memory", "optimizer", "splitting", "vae"},
     # Tables and files.
@@ -82,7 +85,8 @@ TABLE = {
     },
     "scoring": {"ensemble", "memory", "scratch"},
     "planning": {
-        "augment", "features", "likelihoods", "pixels", "preprocessing", "scratch", "splitting", "training", "vae",
+        "augment", "features", "likelihoods", "picture", "pixels", "preprocessing", "scores", "scratch", "splitting",
+        "training", "vae",
     },
     "detector": {
         "backbones", "ensemble", "errors", "features", "groups", "in_parts", "label_thresholds", "likelihoods",

@@ -80,6 +80,9 @@ def total_probability(name, likelihood, log_density):
         return torch.cat([real, binary, sums_over_categories(log_density, categories, n_real + n_binary)])
     if name == "bernoulli":
         return sum_over_bits(log_density)
+    if name == "discretised_logistic":
+        levels = torch.arange(256, dtype=torch.float64) / 255.0
+        return log_density(levels[:, None].expand(-1, N_ENTRIES)).exp().sum(dim=0)
     if likelihood.scaling == "unit":
         return integral_over_unit_interval(log_density)
     return integral_over_reals(log_density)
@@ -143,6 +146,18 @@ def test_bernoulli_is_that_of_scipy(generator, rng):
     logits = MAX_LOGIT * np.tanh(phi[..., 0].numpy() / MAX_LOGIT)
     expected = stats.bernoulli(1.0 / (1.0 + np.exp(-logits))).logpmf(x).sum(axis=1)
     np.testing.assert_allclose(likelihood(phi).log_prob(torch.from_numpy(x).double()), expected, rtol=1e-9)
+
+
+def test_discretised_logistic_is_that_of_scipy(generator, rng):
+    likelihood = make("discretised_logistic")
+    phi, levels = phi_for(likelihood, generator, 4), rng.integers(0, 256, size=(4, N_ENTRIES))
+    levels[0, :2] = 0, 255
+    law = stats.logistic(0.5 + np.tanh(phi[..., 0].numpy()), 0.1 * scale_of(phi[..., 1]) - 0.005 + 0.5 / 255)
+    upper = np.where(levels == 255, 1.0, law.cdf((levels + 0.5) / 255))
+    lower = np.where(levels == 0, 0.0, law.cdf((levels - 0.5) / 255))
+    found = likelihood(phi).base_dist.log_prob(torch.from_numpy(levels / 255.0)).exp()
+    # The naive difference cancels to some digits.
+    np.testing.assert_allclose(found, upper - lower, rtol=1e-6, atol=1e-12)
 
 
 def test_categorical_is_the_softmax_of_each_block(generator):
@@ -226,7 +241,9 @@ def test_a_sure_categorical_never_rates_a_category_below_exp_minus_ten_of_the_ot
 @pytest.mark.parametrize("name", UNIT)
 def test_outside_the_unit_interval_is_worse_the_farther_out(name, logit):
     """Below the nearest end, falling with the distance, and never above the mirror image inside the interval."""
-    px = LIKELIHOODS[name]((1,))(torch.tensor([[logit]], dtype=torch.float64))
+    phi = torch.zeros(1, LIKELIHOODS[name].n_params, dtype=torch.float64)
+    phi[0, 0] = logit
+    px = LIKELIHOODS[name]((1,))(phi)
     distance = torch.linspace(0.0, 1.0, 51, dtype=torch.float64)[:, None]
     for outside, inside in ((1.0 + distance, 1.0 - distance), (-distance, distance)):
         log_px = px.log_prob(outside)
@@ -236,7 +253,7 @@ def test_outside_the_unit_interval_is_worse_the_farther_out(name, logit):
 
 @pytest.mark.parametrize("name", UNIT)
 def test_two_units_outside_is_worse_than_everything_inside(name, generator):
-    px = LIKELIHOODS[name]((1,))(10.0 * torch.randn(50, 1, 1, generator=generator))
+    px = LIKELIHOODS[name]((1,))(10.0 * torch.randn(50, 1, LIKELIHOODS[name].n_params, generator=generator))
     inside = torch.stack([px.log_prob(torch.full((50, 1), value)) for value in np.linspace(0, 1, 21)]).amin(dim=0)
     for outside in (-2.0, 3.0):
         assert (px.log_prob(torch.full((50, 1), outside)) < inside).all()

@@ -20,6 +20,7 @@ from vae_anomaly.predictions import align, as_fitted, by_parts, predict_table, t
 from vae_anomaly.report.contents import Contents
 from vae_anomaly.report.diagnostics import LatentMap, latent_map
 from vae_anomaly.report.pictures import MAX_PICTURES, Grid, Pictures
+from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import realised_rate
 from vae_anomaly.traversal import traverse
 
@@ -356,7 +357,7 @@ def _compared(detector: "VAEDetector", scored: Scored, model_name: str, *, compa
     some = np.linspace(0, len(own) - 1, min(len(own), MAX_COMPARED_ROWS)).astype(int)
     if len(set(y[some])) < 2:
         return []
-    names = [name for name in detector.score_names_ if name != detector.score_name_]
+    names = [name for name in detector.score_names_ if name != detector.score_name_ and not SCORES[name].costly]
 
     def all_scores(X: Any) -> Floats:
         return np.stack([detector.anomaly_score(X, score_name=name) for name in names], axis=1)

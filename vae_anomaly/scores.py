@@ -217,12 +217,14 @@ class Score(NamedTuple):
 
     ``entries(vae, x, eps)`` has the shape of x. If it is ``complete``, it sums to the score; else the difference is a
     remainder, which no entry owns. One of ``images`` needs a VAE that knows of a picture.
+    A ``costly`` one takes so long that it is computed where it is asked for by name, and in no comparison.
     """
 
     function: ScoreFunction
     entries: ScoreFunction | None = None
     complete: bool = False
     images: bool = False
+    costly: bool = False
 
 
 def scores_for(*, images: bool) -> list[str]:
@@ -267,7 +269,8 @@ def shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 
 def score_and_shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """Score of each sample and the :func:`shares` in it, in one pass where the shares are the whole of the score."""
-    if score.entries is not None and score.complete:
+    # Those of images find their score without a map, and the sum of the map differs from it in the last digits.
+    if score.entries is not None and score.complete and not score.images:
         entries = score.entries(vae, x, eps)
         return entries.flatten(1).sum(dim=1), entries
     return score.function(vae, x, eps), shares(score, vae, x, eps)
@@ -354,7 +357,7 @@ SCORES: dict[str, Score] = {
     "mahalanobis": Score(mahalanobis),
     "patch_novelty": Score(patch_novelty, patch_entries, complete=True, images=True),
     "patch_error": Score(patch_error, patch_error_entries, complete=True, images=True),
-    "likelihood_regret": Score(likelihood_regret, images=True),
+    "likelihood_regret": Score(likelihood_regret, images=True, costly=True),
     "input_complexity": Score(input_complexity, _expected_neg_log_entries, images=True),
     "path_statistics": Score(path_statistics, images=True),
 }
