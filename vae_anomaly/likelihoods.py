@@ -278,8 +278,8 @@ class DiscretisedLogistic(Likelihood):
     .. math:: p(x_i \mid z) = \sigma\left(\frac{x_i + 1/510 - \mu_i}{s_i}\right)
               - \sigma\left(\frac{x_i - 1/510 - \mu_i}{s_i}\right)
 
-    with :math:`\pm\infty` in place of the outer edges of the first and the last level. Values between two levels count as
-    the nearer one. So -log p(x) over n log 2 is the number of bits that it takes to write down an entry.
+    with :math:`\pm\infty` in place of the outer edges of the first and the last level. Values between two levels count
+    as the nearer one. So -log p(x) over n log 2 is the number of bits that it takes to write down an entry.
 
     No probability exceeds one, so there is no need for ``min_scale``; the scale has a floor of half a level.
 
