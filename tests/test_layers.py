@@ -153,7 +153,7 @@ TABLE = {
     "cli": {"errors"},
     "cli.common": {"data", "data.batches", "data.writers", "detector", "errors", "parameters", "thresholds"},
     "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
-    "cli.large": {"cli.common", "cli.images", "data.large", "memory"},
+    "cli.large": {"cli.common", "cli.images", "data.large", "errors", "memory"},
     "cli.fit": {
         "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.images", "detector", "errors",
         "in_parts", "predictions", "row_hashes",

@@ -84,9 +84,15 @@ def _fits(path: str, max_memory: int | None) -> bool:
     if os.path.isfile(path) and os.path.getsize(path) < 10**6 and max_memory is None:
         return True
     from vae_anomaly.data.large import memory_needed
+    from vae_anomaly.errors import DataError
     from vae_anomaly.memory import available_memory
 
-    return memory_needed(path) <= (available_memory() // 2 if max_memory is None else max_memory)
+    try:
+        needed = memory_needed(path)
+    except DataError:
+        # A folder without a table: whoever reads it says what else it may be.
+        return True
+    return needed <= (available_memory() // 2 if max_memory is None else max_memory)
 
 
 def sample_note(n_rows: int, n_normal: int, seed: int) -> dict[str, int]:
