@@ -1,0 +1,185 @@
+"""What scoring a file costs beside its floor: the larger of reading the file alone and the bare forward passes.
+
+    python reports/benchmarks/streaming.py --rows 5000000 20000000
+    python reports/benchmarks/streaming.py --table
+
+Makes a table of 30 correlated columns as CSV and as Parquet, fits the default model on 20,000 rows of the same kind,
+and times, one after the other: pyarrow reading the columns and dropping them; the score of the model, called block by
+block on tensors that are in memory, with nothing around it; and `vae-anomaly score FILE -o SCORES.csv`, a process of its
+own. Of that process' time, the time that it takes for 1,000 rows (imports, model) is left out of the ratio and shown
+beside it; its peak memory is what the system reports of it, and that for 1,000 rows shows how much of it is libraries
+and model.
+
+Each size and format adds one JSON line to streaming.jsonl, and the table goes to streaming.md.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.parquet
+import torch
+from adbench import HERE, _provenance, append, provenance, read_runs
+
+from vae_anomaly import VAEDetector
+from vae_anomaly.detector import load
+from vae_anomaly.scores import SCORES
+from vae_anomaly.scoring import SCORING_BATCH
+
+RUNS, PAGE = HERE / "streaming.jsonl", HERE / "streaming.md"
+N_LATENT, NOISE = 8, 0.3
+CHUNK = 1 << 17
+FEW = 1_000
+SCORE = "import sys; from vae_anomaly.cli import main; sys.argv[0] = 'vae-anomaly'; main()"
+
+
+def chunk(n_rows: int, n_columns: int, seed: int) -> pd.DataFrame:
+    """Rows near a plane."""
+    rng = np.random.default_rng([seed, 1])
+    mixing = np.random.default_rng(0).normal(size=(N_LATENT, n_columns))
+    values = rng.normal(size=(n_rows, N_LATENT)) @ mixing + NOISE * rng.normal(size=(n_rows, n_columns))
+    return pd.DataFrame(values, columns=[f"sensor_{column}" for column in range(n_columns)])
+
+
+def make(path: Path, n_rows: int, n_columns: int) -> None:
+    """Write the table, a chunk at a time."""
+    schema = pa.Schema.from_pandas(chunk(1, n_columns, 0), preserve_index=False).remove_metadata()
+    writer = pyarrow.csv.CSVWriter if path.suffix == ".csv" else pyarrow.parquet.ParquetWriter
+    with writer(path, schema) as file:
+        for seed, start in enumerate(range(0, n_rows, CHUNK), start=2):
+            rows = chunk(min(CHUNK, n_rows - start), n_columns, seed)
+            file.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))
+
+
+@contextmanager
+def timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    """Wall time of a block."""
+    start = time.perf_counter()
+    yield
+    seconds[what] = time.perf_counter() - start
+
+
+def read_alone(path: Path) -> int:
+    """Read all columns by all threads and drop them; the number of rows."""
+    data = pyarrow.dataset.dataset(path, format=path.suffix[1:])
+    return sum(batch.num_rows for batch in data.to_batches())
+
+
+@torch.no_grad()
+def bare_forward(detector: VAEDetector, x: torch.Tensor, n_rows: int) -> None:
+    """The score of as many rows, block by block, by each member, the blocks over and over again."""
+    ensemble, eps = detector.ensemble_, detector.eps_.to(x.device)
+    function, blocks = SCORES[detector.score_name_].function, x.split(SCORING_BATCH)
+    ensemble.skeleton.complete = True
+    for index in range(-(-n_rows // SCORING_BATCH)):
+        ensemble.map(function, blocks[index % len(blocks)], eps).mean(dim=0)
+    ensemble.skeleton.complete = False
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def score(model: Path, source: Path, output: Path, device: str) -> tuple[float, float]:
+    """Seconds and peak MiB of the command."""
+    arguments = ["score", str(model), str(source), "-o", str(output), "--overwrite", "--quiet", "--device", device]
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", SCORE, *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"vae-anomaly {' '.join(arguments)} failed.")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def measure(model: Path, folder: Path, suffix: str, n_rows: int, n_columns: int, device: str) -> dict[str, Any]:
+    """All figures of one size and format."""
+    source, few, output = folder / f"rows{suffix}", folder / f"few{suffix}", folder / "scores.csv"
+    make(source, n_rows, n_columns)
+    make(few, FEW, n_columns)
+    detector = load(model, device=device)
+    encoded = detector.schema_.encode(chunk(SCORING_BATCH * 128, n_columns, 2))
+    x = torch.from_numpy(encoded).to(detector.ensemble_.device)
+    seconds: dict[str, float] = {}
+    bare_forward(detector, x, SCORING_BATCH)
+    with timed(seconds, "read"):
+        assert read_alone(source) == n_rows
+    with timed(seconds, "forward"):
+        bare_forward(detector, x, n_rows)
+    seconds["start"], start_memory = score(model, few, output, device)
+    seconds["score"], memory = score(model, source, output, device)
+    floor = max(seconds["read"], seconds["forward"])
+    return {
+        "rows": n_rows,
+        "columns": n_columns,
+        "format": suffix[1:],
+        "device": device,
+        "file_mb": source.stat().st_size / 1e6,
+        "seconds": seconds,
+        "ratio": (seconds["score"] - seconds["start"]) / floor,
+        "memory_mib": memory,
+        "start_memory_mib": start_memory,
+        **provenance(),
+    }
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The page."""
+    lines = [
+        "# Scoring a file",
+        "",
+        "Made by `python reports/benchmarks/streaming.py`, which says at its top what is measured. Seconds of the",
+        "command are those beyond its start; the ratio is to the larger of reading alone and bare forward passes.",
+        "",
+        *_provenance(runs),
+        "",
+        "| rows x columns | format | device | reading alone, s | forward passes, s | score, s | ratio | rows/s "
+        "| start, s | peak MiB | peak MiB of 1,000 rows |",
+        "|---|---|---|" + "---:|" * 8,
+    ]
+    for run in runs:
+        seconds = run["seconds"]
+        net = seconds["score"] - seconds["start"]
+        lines.append(
+            f"| {run['rows']:,} x {run['columns']} | {run['format']} | {run['device']} | {seconds['read']:.1f} "
+            f"| {seconds['forward']:.1f} | {net:.1f} | {run['ratio']:.2f} | {run['rows'] / net:,.0f} "
+            f"| {seconds['start']:.1f} | {run['memory_mib']:.0f} | {run['start_memory_mib']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[5_000_000])
+    parser.add_argument("--columns", type=int, default=30)
+    parser.add_argument("--formats", nargs="+", choices=["csv", "parquet"], default=["csv", "parquet"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--max-steps", type=int, help="Of the fit; what a score costs does not hang on it.")
+    parser.add_argument("--folder", type=Path, help="Where the large files go, for as long as they are needed.")
+    parser.add_argument("--table", action="store_true", help="Write the page anew, and measure nothing.")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            folder = Path(name)
+            model = folder / "model.safetensors"
+            VAEDetector(max_steps=arguments.max_steps).fit(chunk(20_000, arguments.columns, 1)).save(model)
+            for n_rows in arguments.rows:
+                for kind in arguments.formats:
+                    run = measure(model, folder, f".{kind}", n_rows, arguments.columns, arguments.device)
+                    append(RUNS, run)
+                    print(f"{n_rows:,} rows of {kind}: {run['ratio']:.2f} times the floor, {run['memory_mib']:.0f} MiB")
+                    (folder / f"rows.{kind}").unlink()
+    PAGE.write_text(table(read_runs(RUNS)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
