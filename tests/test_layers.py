@@ -59,7 +59,10 @@ TABLE = {
     "data.delimited": {"data.arrow", "errors"},
     "data.writers": {"data.table", "errors"},
     "data.csv_blocks": {"errors"},
-    "data.batches": {"data.arrow", "data.csv_blocks", "data.delimited", "data.table", "data.tabular", "errors"},
+    "data.words": {"errors"},
+    "data.batches": {
+        "data.arrow", "data.csv_blocks", "data.delimited", "data.table", "data.tabular", "data.words", "errors",
+    },
     "data.table": {"errors"},
     "data.tabular": {"data.arrow", "data.delimited", "data.table", "errors"},
     "data.samples": {"errors"},

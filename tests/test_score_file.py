@@ -196,6 +196,16 @@ def test_words_and_numbers_in_one_column_of_numbers(model):
     assert (read_predictions("scores.csv")["reason"][150:] == "column 'count' is infinite").all()
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_words_beside_numbers_are_slips_in_whichever_batch(model, late):
+    frame = mixed(200, seed=1).astype({"count": object})
+    row = 180 if late else 3
+    frame.loc[row - 1 : row + 40, "count"] = "true"
+    save(frame, "new.csv")
+    result = run("score", model, "new.csv", "-o", "scores.csv", exit_code=3)
+    assert f"new.csv, row {row}, column 'count': 'true' is not a number." in result.stderr
+
+
 # Going on ------------------------------------------------------------------------------------------------------------
 
 

@@ -5,10 +5,10 @@
 
 Makes a table of 30 correlated columns as CSV and as Parquet, fits the default model on 20,000 rows of the same kind,
 and times, one after the other: pyarrow reading the columns and dropping them; the score of the model, called block by
-block on tensors that are in memory, with nothing around it; and `vae-anomaly score FILE -o SCORES.csv`, a process of its
-own. Of that process' time, the time that it takes for 1,000 rows (imports, model) is left out of the ratio and shown
-beside it; its peak memory is what the system reports of it, and that for 1,000 rows shows how much of it is libraries
-and model.
+block on tensors that are in memory, with nothing around it; and `vae-anomaly score FILE -o SCORES.csv`, a process of
+its own. Of that process' time, the time that it takes for 1,000 rows (imports, model) is left out of the ratio and
+shown beside it; its peak memory is what the system reports of it, and that for 1,000 rows shows how much of it is
+libraries and model.
 
 Each size and format adds one JSON line to streaming.jsonl, and the table goes to streaming.md.
 """

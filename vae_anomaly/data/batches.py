@@ -1,5 +1,6 @@
 """Tables of any size, a batch of rows at a time: what :func:`~vae_anomaly.data.read` reads whole."""
 
+import functools
 import gzip
 import os
 import shutil
@@ -40,6 +41,7 @@ from vae_anomaly.data.tabular import (
     row_ids,
     tables_in,
 )
+from vae_anomaly.data.words import Words
 from vae_anomaly.errors import DataError
 
 __all__ = ["START", "Batch", "Batches", "Place", "open_batches"]
@@ -304,6 +306,7 @@ class _Csv:
 
     def frames(self, wanted: _Wanted, start: Place) -> Iterator[tuple[pd.DataFrame, int, int]]:
         rows, lines, offset = start.rows, start.lines, start.offset or self.layout.length
+        texts, words = [column for column in wanted.texts if column in wanted.columns], Words(self.name)
         with self._reading() as stream:
             if isinstance(stream, _Prefixed):
                 stream = _Prefixed(self._first[offset:], stream.stream)
@@ -315,15 +318,9 @@ class _Csv:
                 offset, lines = offset + len(text), lines + text.count(b"\n")
                 if text.isspace():
                     continue
-                table = csv_table(
-                    text,
-                    self.layout,
-                    self.name,
-                    [column for column in wanted.texts if column in wanted.columns],
-                    numbers=wanted.numbers,
-                    only=wanted.columns,
-                    first_row=rows,
-                )
+                rows_of = functools.partial(csv_table, text, self.layout, self.name, first_row=rows)
+                table = rows_of(texts, numbers=wanted.numbers, only=wanted.columns)
+                words.check(table, wanted.numbers, rows, rows_of)
                 rows += table.num_rows
                 yield frame_of(table, self.name, wanted.texts), offset, lines
 
