@@ -7,14 +7,13 @@ Makes a table of 30 correlated columns as CSV and as Parquet, fits the default m
 and times, one after the other: pyarrow reading the columns and dropping them; the score of the model, called block by
 block on tensors that are in memory, with nothing around it; and `vae-anomaly score FILE -o SCORES.csv`, a process of
 its own. Of that process' time, the time that it takes for 1,000 rows (imports, model) is left out of the ratio and
-shown beside it; its peak memory is what the system reports of it, and that for 1,000 rows shows how much of it is
+shown beside it; its peak memory is the most that it ever held, and that for 1,000 rows shows how much of it is
 libraries and model.
 
 Each size and format adds one JSON line to streaming.jsonl, and the table goes to streaming.md.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,17 @@ RUNS, PAGE = HERE / "streaming.jsonl", HERE / "streaming.md"
 N_LATENT, NOISE = 8, 0.3
 CHUNK = 1 << 17
 FEW = 1_000
-SCORE = "import sys; from vae_anomaly.cli import main; sys.argv[0] = 'vae-anomaly'; main()"
+# The peak that the system keeps of a child begins with the memory of its parent; that in /proc begins with the program.
+SCORE = """
+import sys
+from vae_anomaly.cli import main
+peak = sys.argv.pop(1)
+try:
+    main()
+finally:
+    lines = open("/proc/self/status").read().splitlines()
+    print(*[line.split()[1] for line in lines if line.startswith("VmHWM")], file=open(peak, "w"))
+"""
 
 
 def chunk(n_rows: int, n_columns: int, seed: int) -> pd.DataFrame:
@@ -93,12 +102,9 @@ def bare_forward(detector: VAEDetector, x: torch.Tensor, n_rows: int) -> None:
 def score(model: Path, source: Path, output: Path, device: str) -> tuple[float, float]:
     """Seconds and peak MiB of the command."""
     arguments = ["score", str(model), str(source), "-o", str(output), "--overwrite", "--quiet", "--device", device]
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", SCORE, *arguments])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"vae-anomaly {' '.join(arguments)} failed.")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    peak, start = output.with_suffix(".peak"), time.perf_counter()
+    subprocess.run([sys.executable, "-c", SCORE, str(peak), *arguments], check=True)
+    return time.perf_counter() - start, int(peak.read_text()) / 1024
 
 
 def measure(model: Path, folder: Path, suffix: str, n_rows: int, n_columns: int, device: str) -> dict[str, Any]:
