@@ -15,7 +15,7 @@ from vae_anomaly.backbones import BACKBONES, MAX_FEATURES, build_extractor, rest
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.errors import DataError, ModelFileError, UnknownNameError
 from vae_anomaly.features import FeatureSchema
-from vae_anomaly.filters import N_ORIENTATIONS, FilterBank
+from vae_anomaly.filters import LEAST_STRENGTH, N_ORIENTATIONS, FilterBank
 from vae_anomaly.heat_maps import anomaly_maps, colour_scale
 from vae_anomaly.patch_grid import on_pixels, place_codes, rank_weights, summarised
 from vae_anomaly.planning import find_backbone
@@ -361,9 +361,10 @@ def test_even_light_gives_nothing_and_contrast_counts_in_proportion():
     bank = FilterBank(1)
     (flat,) = bank(torch.full((1, 1, 64, 64), 0.7))
     torch.testing.assert_close(flat[:, 0], torch.full((1, 16, 16), 0.7))
-    assert flat[:, 1:].abs().max() < 1e-5
+    assert flat[:, 1:].abs().max() < 1e-4
     image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(bank(image / 2)[0], bank(image)[0] / 2, rtol=1e-4, atol=1e-5)
+    whole, half = ((bank(x)[0][:, 1:] + LEAST_STRENGTH**0.5).square() - LEAST_STRENGTH for x in (image, image / 2))
+    torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-5)
 
 
 def test_each_orientation_answers_to_its_own_waves():
@@ -385,7 +386,7 @@ def test_all_learned_backbones_are_torchvisions():
 
 
 @pytest.mark.parametrize("name", ["gabor", "resnet18", "resnet50"])
-def test_backbones_find_at_most_a_hundred_features_and_survive_a_file(name):
+def test_backbones_find_so_many_features_at_most_and_survive_a_file(name):
     from torchvision.models import get_model
 
     weights = None

@@ -12,8 +12,9 @@ from vae_anomaly.filters import FilterBank
 
 __all__ = ["BACKBONES", "Backbone", "Extractor", "build_extractor", "restore_extractor"]
 
-# More features than this are projected: the numbers of a patch hang together, and a hundred keep their distances.
-MAX_FEATURES = 100
+# More features than this are projected: the numbers of a patch hang together, and so many keep their distances. The 147
+# of the filters in colour are kept: their sizes differ so much that a projection would drown the small ones.
+MAX_FEATURES = 150
 FIRST_PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1")
 # Means and standard deviations of the channels that torchvision's networks were trained with.
 IMAGENET_CENTER, IMAGENET_SCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -67,9 +68,9 @@ def _filters(name: str, channels: int) -> nn.Module:
 
 
 class Extractor(nn.Module):
-    """Features of all patches of images, from a backbone, at most 100 numbers for each.
+    """Features of all patches of images, from a backbone, at most 150 numbers for each.
 
-    Coarser maps are interpolated to the finest one. More features than 100 are multiplied by a random matrix with
+    Coarser maps are interpolated to the finest one. More features than 150 are multiplied by a random matrix with
     orthonormal columns, which is made from a seed and kept with the weights.
     """
 

@@ -12,6 +12,8 @@ N_ORIENTATIONS = 6
 SUPPORT, WAVELENGTH = 9, 5.0
 # The filters see the image at its own size, at half and at a quarter of it.
 SHRINKAGES = (1, 2, 4)
+# Strengths that are no more than noise: below it, roots are straight.
+LEAST_STRENGTH = 1e-4
 # A patch is this many pixels a side; where the shorter side of an image has fewer than SMALL, half as many.
 CELL, SMALL = 8, 128
 
@@ -20,9 +22,10 @@ class FilterBank(nn.Module):
     """How much there is of edges and lines of six orientations, and of spots, in each cell of an image.
 
     The magnitude of Gabor filters says how strong an edge or a line is, whatever its phase; a difference of Gaussians,
-    its two signs apart, finds bright and dark spots. Each is taken at three scales, and its mean and its maximum over
-    a cell are kept, beside the mean of the pixels: 49 numbers. In colour images, there are as many of the brightness
-    and of two differences of colours.
+    its two signs apart, finds bright and dark spots. Each is taken at three scales, and the square roots of its mean
+    and its maximum over a cell are kept, beside the mean of the pixels: 49 numbers. Roots, because where a texture is
+    worn smooth, little would be missing beside what is strong in it. In colour images, there are as many of the
+    brightness and of two differences of colours.
 
     Parameters
     ----------
@@ -50,12 +53,14 @@ class FilterBank(nn.Module):
         planes = torch.einsum("nchw,pc->nphw", images, self.planes)
         grid = _grid(planes.shape[2], planes.shape[3])
         single = planes.reshape(-1, 1, *planes.shape[2:])
-        pooled = [nn.functional.adaptive_avg_pool2d(single, grid)]
+        pooled = []
         for shrinkage in SHRINKAGES:
             found = self._responses(nn.functional.avg_pool2d(single, shrinkage, ceil_mode=True))
             pooled.append(nn.functional.adaptive_avg_pool2d(found, grid))
             pooled.append(nn.functional.adaptive_max_pool2d(found, grid))
-        return [torch.cat(pooled, dim=1).reshape(len(images), -1, *grid)]
+        strengths = (torch.cat(pooled, dim=1) + LEAST_STRENGTH).sqrt() - LEAST_STRENGTH**0.5
+        brightness = nn.functional.adaptive_avg_pool2d(single, grid)
+        return [torch.cat([brightness, strengths], dim=1).reshape(len(images), -1, *grid)]
 
     def _responses(self, single: Tensor) -> Tensor:
         margin = SUPPORT // 2
@@ -64,7 +69,8 @@ class FilterBank(nn.Module):
         found = nn.functional.conv2d(padded, self.kernels)
         even, odd = found[:, :N_ORIENTATIONS], found[:, N_ORIENTATIONS : 2 * N_ORIENTATIONS]
         spots = found[:, 2 * N_ORIENTATIONS :]
-        return torch.cat([(even.square() + odd.square()).sqrt(), spots.clamp(min=0.0), (-spots).clamp(min=0.0)], dim=1)
+        strengths = [(even.square() + odd.square()).sqrt(), spots.clamp(min=0.0), (-spots).clamp(min=0.0)]
+        return torch.cat(strengths, dim=1)
 
 
 def _grid(height: int, width: int) -> tuple[int, int]:

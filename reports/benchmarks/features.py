@@ -2,7 +2,7 @@
 
     python reports/benchmarks/features.py
     python reports/benchmarks/features.py --scenes cloth gear --methods default pixels-mlp
-    python reports/benchmarks/features.py --methods default --set score_name=novelty
+    python reports/benchmarks/features.py --numbers 60 20 3 --set max_steps=800 --scores novelty nearest_neighbour
     python reports/benchmarks/features.py --table
 
 Each scene of `made_images.py` gives 80 good images to train on, 30 good ones and four of each kind of defect to test
@@ -34,7 +34,6 @@ from sklearn.metrics import roc_auc_score
 
 from vae_anomaly import VAEDetector, __version__
 from vae_anomaly.errors import CalibrationWarning
-from vae_anomaly.heat_maps import anomaly_maps
 from vae_anomaly.pixel_metrics import evaluate_pixels
 
 HERE = Path(__file__).parent
@@ -84,13 +83,10 @@ def fitted(parameters: dict[str, Any], images: np.ndarray) -> VAEDetector:
         return VAEDetector(**parameters).fit(images)
 
 
-def measure(parameters: dict[str, Any], images: Images) -> dict[str, Any]:
-    """Figures of one detector on one scene."""
+def measure(detector: VAEDetector, images: Images, score_name: str | None) -> dict[str, Any]:
+    """Figures of one score on one scene."""
     started = time.perf_counter()
-    detector = fitted(parameters, images.train)
-    fit_seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    scores = detector.anomaly_score(images.test)
+    scores = detector.anomaly_score(images.test, score_name=score_name)
     score_seconds = time.perf_counter() - started
     kinds = np.array(images.kinds)
     good = scores[kinds == ""]
@@ -99,17 +95,24 @@ def measure(parameters: dict[str, Any], images: Images) -> dict[str, Any]:
         bad = scores[chosen]
         return float(roc_auc_score(np.repeat([0, 1], [len(good), len(bad)]), np.concatenate([good, bad])))
 
-    maps = (anomaly_maps(detector, image[None])[0] for image in images.test)
+    maps = (detector.explain(image[None], score_name=score_name)[0].sum(axis=0) for image in images.test)
     found = evaluate_pixels(zip(maps, images.masks, strict=True))
     assert found is not None
+    # Another score than the detector's own has no threshold.
+    flagged = (
+        {}
+        if score_name
+        else {
+            "good_flagged": float((good > detector.threshold_).mean()),
+            "defects_flagged": float((scores[kinds != ""] > detector.threshold_).mean()),
+        }
+    )
     return {
         "roc_auc": area(kinds != ""),
         "by_kind": {kind: area(kinds == kind) for kind in DEFECTS},
         "pixel_roc_auc": found.roc_auc,
         "aupro": found.aupro,
-        "good_flagged": float((good > detector.threshold_).mean()),
-        "defects_flagged": float((scores[kinds != ""] > detector.threshold_).mean()),
-        "fit_seconds": round(fit_seconds, 2),
+        **flagged,
         "score_seconds_per_image": round(score_seconds / len(scores), 4),
         "n_train": len(images.train),
         "n_test": len(scores),
@@ -152,16 +155,22 @@ def run_all(arguments: argparse.Namespace) -> None:
                 with ExitStack() as stack:
                     for target, value in constants.items():
                         stack.enter_context(patch(f"vae_anomaly.{target}", value))
-                    found = measure({**METHODS[name], **parameters}, images)
-                run = {"scene": scene, "seed": seed, "method": names[name], **found, **provenance()}
-                with arguments.runs.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(run) + "\n")
-                print(
-                    f"{scene}, seed {seed}, {names[name]}: image {100 * run['roc_auc']:.1f}, "
-                    f"pixel {100 * run['pixel_roc_auc']:.1f}, AUPRO {100 * run['aupro']:.1f}; "
-                    f"fit {run['fit_seconds']:.0f} s",
-                    flush=True,
-                )
+                    started = time.perf_counter()
+                    detector = fitted({**METHODS[name], **parameters}, images.train)
+                    seconds = round(time.perf_counter() - started, 2)
+                    own = detector.score_name_
+                    # The line without a score comes last: it says that all are there.
+                    for score in (*(score for score in arguments.scores if score != own), None):
+                        method = names[name] if score is None else f"{names[name]}, {score}"
+                        run = {"scene": scene, "seed": seed, "method": method, "score": score or own}
+                        run |= {**measure(detector, images, score), "fit_seconds": seconds, **provenance()}
+                        with arguments.runs.open("a", encoding="utf-8") as file:
+                            file.write(json.dumps(run) + "\n")
+                        print(
+                            f"{scene}, seed {seed}, {method}: image {100 * run['roc_auc']:.1f}, pixel "
+                            f"{100 * run['pixel_roc_auc']:.1f}, AUPRO {100 * run['aupro']:.1f}; fit {seconds:.0f} s",
+                            flush=True,
+                        )
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
@@ -185,7 +194,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     for method in methods:
         some = [run for run in runs if run["method"] == method]
         percent = ("roc_auc", "pixel_roc_auc", "aupro", "good_flagged", "defects_flagged")
-        cells = [f"{100 * fmean(run[what] for run in some):.1f}" for what in percent]
+        cells = [_mean(runs, what, method=method) for what in percent]
         times = [f"{fmean(run[what] for run in some):.2g}" for what in ("fit_seconds", "score_seconds_per_image")]
         lines += _row([method, str(len({run["scene"] for run in some})), *cells, *times])
     for what, title in (("roc_auc", "Image ROC-AUC"), ("pixel_roc_auc", "Pixel ROC-AUC"), ("aupro", "AUPRO")):
@@ -206,7 +215,7 @@ def _machine(run: dict[str, Any]) -> str:
 
 
 def _mean(runs: Sequence[dict[str, Any]], what: str, **wanted: str) -> str:
-    some = [run[what] for run in runs if all(run[name] == value for name, value in wanted.items())]
+    some = [run[what] for run in runs if what in run and all(run[name] == value for name, value in wanted.items())]
     return f"{100 * fmean(some):.1f}" if some else "-"
 
 
@@ -234,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--numbers", type=int, nargs=3, default=(80, 30, 4), metavar="N", help="to train, good, of each kind"
     )
+    parser.add_argument("--scores", nargs="+", default=[], metavar="NAME", help="further scores of the same fits")
     parser.add_argument("--runs", type=Path, default=HERE / "features.jsonl")
     parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
     arguments = parser.parse_args(argv)
