@@ -83,10 +83,10 @@ def test_defects_score_higher_and_the_threshold_catches_them(gabor):
     assert (bad > gabor.threshold_).mean() > 0.9
 
 
-def test_what_the_model_explains_is_asked_alone_unless_named(gabor):
+def test_both_questions_are_asked_of_patches_unless_one_is_named(gabor):
     images = cloth(3, 8)
-    assert gabor.score_name_ == "neg_log_px_z"
-    assert np.array_equal(gabor.anomaly_score(images), gabor.anomaly_score(images, score_name="neg_log_px_z"))
+    assert gabor.score_name_ == "novelty"
+    assert np.array_equal(gabor.anomaly_score(images), gabor.anomaly_score(images, score_name="novelty"))
     assert clone(gabor).set_params(score_name="kl").fit(cloth(40)).score_name_ == "kl"
 
 

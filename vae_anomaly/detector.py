@@ -79,8 +79,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     prior : str, default="standard_normal"
         p(z), one of ``PRIORS``.
     score_name : str, default="auto"
-        Score to detect with, one of ``SCORES``; higher is more anomalous. "auto" takes "novelty", for images
-        "patch_novelty", and with a backbone "neg_log_px_z"; the attribute ``score_name_`` says which.
+        Score to detect with, one of ``SCORES``; higher is more anomalous. "auto" takes "novelty", and for
+        images on pixels "patch_novelty"; the attribute ``score_name_`` says which.
     threshold : str, default="conformal"
         Rule from scores of held-out normal rows to a threshold, one of ``THRESHOLDS``.
     fpr : float, default=0.05

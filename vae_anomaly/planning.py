@@ -76,12 +76,9 @@ def find_backbone(detector: "VAEDetector", shape: tuple[int, ...]) -> str | None
 def default_score(schema: Schema | ImageSchema) -> str:
     """Score that "auto" stands for.
 
-    Of images on pixels, parts that no training image has say more than what a decoder blurs. Patches described by a
-    backbone are so many that each has a close neighbour among them, a defect, too; what the model does not explain
-    finds more, at a tenth of the cost.
+    Of images on pixels, parts that no training image has say more than what a decoder blurs. Of rows, and of patches
+    described by a backbone, whether they are explained and whether one like them was seen find different anomalies.
     """
-    if isinstance(schema, FeatureSchema):
-        return "neg_log_px_z"
     return "patch_novelty" if isinstance(schema, PixelSchema) else "novelty"
 
 
