@@ -114,7 +114,16 @@ class Runs:
         print(f"{part}: {task}, seed {seed}, {method}: {shown}", flush=True)
 
 
-def classes(X: Images, y: np.ndarray, seed: int, runs: Runs, models: Path | None, max_steps: int | None = None) -> None:
+def classes(
+    X: Images,
+    y: np.ndarray,
+    seed: int,
+    runs: Runs,
+    models: Path | None,
+    *,
+    digits: Sequence[int] = range(10),
+    max_steps: int | None = None,
+) -> None:
     """Each digit against the others."""
     own = "default" if max_steps is None else f"default (max_steps={max_steps})"
     for digit in digits:
