@@ -65,7 +65,8 @@ def likelihood_regret(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
         posterior = posterior - REGRET_RATE * slope
         gradient, rated = step(posterior)
         best = torch.maximum(best, rated)
-    return best - begun
+    regret: Tensor = best - begun
+    return regret
 
 
 def input_complexity(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:

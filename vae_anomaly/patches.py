@@ -98,9 +98,8 @@ def _squares(vae: VAE, x: Tensor, view: View) -> Tensor:
     found = []
     for top in view.tops:
         for left in view.lefts:
-            patches = _at(vae, here, top, left, view.patch)
-            shifts = range(2 * window + 1)
-            others = torch.cat([_at(vae, there, top + dy, left + dx, view.patch) for dy in shifts for dx in shifts])
+            patches = _scaled(vae, _windows(here, top, left, view.patch, 0))
+            others = _scaled(vae, _windows(there, top, left, view.patch, window))
             # The search says which one is nearest, one difference a patch how far it is: nothing cancels.
             found.append((patches - others[nearest(patches, others)]).square())
     return torch.stack(found, dim=1).reshape(len(here), view.n_places, channels, view.patch, view.patch)
@@ -114,9 +113,15 @@ def _cells(x: Tensor, picture: Picture, view: View) -> Tensor:
     return cells - middle[:, :, None, None]
 
 
-def _at(vae: VAE, cells: Tensor, top: int, left: int, size: int) -> Tensor:
-    """The patch of each image at one place, by its contrast."""
-    patches = cells[:, :, top : top + size, left : left + size].flatten(1)
+def _windows(cells: Tensor, top: int, left: int, size: int, window: int) -> Tensor:
+    """Patches of each image that start at a place, or up to twice ``window`` cells after it, one below the other."""
+    reach = size + 2 * window
+    near = cells[:, :, top : top + reach, left : left + reach].unfold(2, size, 1).unfold(3, size, 1)
+    return near.permute(2, 3, 0, 1, 4, 5).flatten(0, 2).flatten(1)
+
+
+def _scaled(vae: VAE, patches: Tensor) -> Tensor:
+    """Patches by their contrast."""
     least = LEAST_CONTRAST * math.sqrt(patches.shape[1]) * vae.patch_contrast
     scaled: Tensor = patches / (patches.norm(dim=1, keepdim=True) + least)
     return scaled

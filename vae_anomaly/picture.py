@@ -8,7 +8,7 @@ __all__ = ["Picture", "View", "views_of"]
 # Sides, in cells, to which an image is brought to compare its large parts: half of such a side is still a stroke, an
 # edge or a corner, and no longer an image of its own, of which no two are alike.
 COARSE_SIDE = 14
-# Finer views, down to two pixels a cell, look for what is small.
+# Finer views, down to two or three pixels a cell, look for what is small.
 FINE_PATCH = 7
 
 
@@ -73,7 +73,7 @@ def views_of(height: int, width: int) -> tuple[View, ...]:
     """Views of images of this size, the coarsest first.
 
     Two of large parts, half and about two thirds of the shorter side, the larger one with some room to move; and for
-    images of more than some forty pixels a side finer ones, each with half as large cells as the one before.
+    images of some fifty pixels a side and more finer ones, each with half as large cells as the one before.
 
     Examples
     --------
@@ -90,10 +90,9 @@ def views_of(height: int, width: int) -> tuple[View, ...]:
         View(rows, columns, half, max(1, round(half / 3.5)), 0),
         View(rows, columns, most, max(1, round(half / 3.5)), 1),
     ]
-    while pixels > 2:
+    while pixels >= 4:
         pixels //= 2
-        if pixels * 2 <= min(height, width):
-            views.append(View(height // pixels, width // pixels, FINE_PATCH, 4, 2))
+        views.append(View(height // pixels, width // pixels, FINE_PATCH, 4, 2))
     return tuple(views)
 
 
