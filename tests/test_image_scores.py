@@ -202,7 +202,7 @@ def test_brighter_images_are_no_others(detector):
 def test_small_spots_on_large_colour_images_are_found():
     rng = np.random.default_rng(0)
     images = rng.uniform(0.4, 0.6, (30, 3, 60, 50)).astype(np.float32)
-    detector = VAEDetector(net="mlp", **{**SMALL, "max_steps": 2}).fit(images)
+    detector = VAEDetector(net="mlp", backbone="pixels", **{**SMALL, "max_steps": 2}).fit(images)
     images[0, :, 30:40, 20:40] = 1.0
     scores = detector.anomaly_score(images[:4])
     assert scores.argmax() == 0

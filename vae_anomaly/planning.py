@@ -85,9 +85,10 @@ def default_score(schema: Schema | ImageSchema) -> str:
 def check_score(name: str, schema: Schema | ImageSchema) -> None:
     """ValueError for a score of images on pixels where there are none."""
     if name in SCORES and SCORES[name].images and not isinstance(schema, PixelSchema):
-        what = "features" if isinstance(schema, FeatureSchema) else "a table"
+        features = isinstance(schema, FeatureSchema)
         raise ValueError(
-            f"The score {name!r} is for images on pixels, and the model is one of {what}. "
+            f"The score {name!r} is for images on pixels, and the model is one of "
+            f"{'features; with backbone=pixels it would be one of pixels' if features else 'a table'}. "
             f"Use one of {', '.join(scores_for(images=False))}."
         )
 
