@@ -1,6 +1,7 @@
 """The variational autoencoder: encode, decode, and the terms that every bound and score is made of."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -33,11 +34,21 @@ class Terms(NamedTuple):
 
 
 class _Posterior(distributions.Normal):
-    """Normal that remembers the logarithm of its scale."""
+    """Normal whose scale is computed when it is asked for: most scores need the mean alone."""
 
-    def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
-        super().__init__(loc, torch.exp(log_scale), validate_args=False)
-        self.log_scale = log_scale
+    def __init__(self, loc: Tensor, raw_logvar: Tensor) -> None:
+        Distribution.__init__(self, loc.shape, validate_args=False)
+        self.loc, self.raw_logvar = loc, raw_logvar
+
+    @cached_property
+    def log_scale(self) -> Tensor:
+        """Logarithm of the scale, within its bounds."""
+        return 0.5 * MAX_LOGVAR * torch.tanh(self.raw_logvar / MAX_LOGVAR)
+
+    @cached_property
+    def scale(self) -> Tensor:  # type: ignore[override]
+        """Standard deviation."""
+        return torch.exp(self.log_scale)
 
 
 class VAE(nn.Module):
@@ -189,8 +200,7 @@ class VAE(nn.Module):
             mask = torch.zeros_like(seen) if missing is None else missing.to(seen.dtype)
             seen = torch.cat([seen, mask], dim=-1)
         mu, raw_logvar = self.encoder(seen).chunk(2, dim=-1)
-        log_scale = 0.5 * MAX_LOGVAR * torch.tanh(raw_logvar / MAX_LOGVAR)
-        return Independent(_Posterior(mu, log_scale), 1, validate_args=False)
+        return Independent(_Posterior(mu, raw_logvar), 1, validate_args=False)
 
     def decode(self, z: Tensor) -> Distribution:
         """Likelihood p(x | z)."""
