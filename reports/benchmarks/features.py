@@ -185,6 +185,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         f"{', '.join(map(str, seeds))}; percent.",
         "`features.py` says how the runs are made, `made_images.py` draws the images. Times are of a busy machine.",
         *sorted({_machine(run) for run in runs}),
+        "Means are over the scenes that a method ran on: where these differ, compare methods scene by scene.",
         "",
         *_row(
             ("method", "scenes", "image ROC-AUC", "pixel ROC-AUC", "AUPRO", *RATES, "fit, s", "score, s an image"),
