@@ -31,7 +31,7 @@ NEIGHBOURHOOD = 3
 # parts in about the same place 0.8.
 PLACED = (0.2, 0.5)
 # The least that a feature may vary at a place, as a share of its variance over all places.
-LEAST_VARIANCE = 0.1
+LEAST_VARIANCE = 0.4
 # Images from which that is learned, and numbers of them that are held at a time; never fewer than the last.
 MAX_USUAL_IMAGES, MAX_USUAL_ENTRIES, MIN_USUAL_IMAGES = 300, 64_000_000, 20
 # Features of images that are kept for the next question about them: they cost more than all that follows.

@@ -179,7 +179,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     scenes = [scene for scene in SCENES if any(run["scene"] == scene for run in runs)]
     seeds = sorted({run["seed"] for run in runs})
     lines = [
-        "# Features against pixels on drawn photographs",
+        "# Features of patches on drawn photographs",
         "",
         f"{len(scenes)} scenes of 256 x 256 pixels in colour, {len(DEFECTS)} kinds of defects; seeds "
         f"{', '.join(map(str, seeds))}; percent.",
