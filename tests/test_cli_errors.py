@@ -426,7 +426,15 @@ def test_unknown_names_list_the_known(option, what, registry):
 
 
 def test_unknown_names_of_other_verbs(model):
-    fails(USAGE, "Unknown score 'elbow'. Choose from 'input_complexity'", "score", model, "normal.csv", "--scores", "elbow")
+    fails(
+        USAGE,
+        "Unknown score 'elbow'. Choose from 'input_complexity'",
+        "score",
+        model,
+        "normal.csv",
+        "--scores",
+        "elbow",
+    )
     arguments = ["calibrate", model, "normal.csv", "-o", "out.safetensors", "--threshold", "elbow"]
     fails(USAGE, "Unknown threshold 'elbow'. Choose from 'conformal'", *arguments)
     fails(USAGE, "Unknown sample 'elbow'. Choose from 'breast-cancer', 'digits'", "demo", "elbow", "-o", "tour")
