@@ -591,7 +591,7 @@ def test_unknown_names(parameter, what, registry):
 
 def test_unknown_score_and_threshold_afterwards(detector):
     for call in (detector.anomaly_score, detector.explain):
-        with pytest.raises(ValueError, match=r"Unknown score 'elbow'\. Choose from 'kl'"):
+        with pytest.raises(ValueError, match=r"Unknown score 'elbow'\. Choose from 'input_complexity'"):
             call(mixed(), score_name="elbow")
     with pytest.raises(ValueError, match=r"Unknown threshold 'elbow'\. Choose from 'conformal'"):
         VAEDetector(**TINY).fit(numbers()).calibrate(numbers(), threshold="elbow")
