@@ -1,22 +1,17 @@
 """The benchmark script runs what is left, and writes its page."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks import load_benchmark
 
-SCRIPT = Path(__file__).parent.parent / "reports" / "benchmarks" / "adbench.py"
 FAST = ("--set", "max_steps=5", "n_estimators=1", "hidden=(8,)")
 
 
 @pytest.fixture(scope="module")
 def adbench():
-    spec = importlib.util.spec_from_file_location("adbench", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("adbench")
 
 
 @pytest.fixture(scope="module")

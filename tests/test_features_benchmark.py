@@ -1,27 +1,17 @@
 """The benchmark of features draws its images from a seed, runs what is left, and writes its page."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks import load_benchmark
 
-FOLDER = Path(__file__).parent.parent / "reports" / "benchmarks"
 FAST = ("--numbers", "6", "3", "1", "--set", "max_steps=5", "n_estimators=1", "hidden=(8,)")
 
 
 @pytest.fixture(scope="module")
 def features():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("features_benchmark", FOLDER / "features.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(FOLDER))
-    return module
+    return load_benchmark("features")
 
 
 @pytest.mark.parametrize(("scene", "defect"), [("granite", "scratch"), ("screw", "thread"), ("board", "missing")])

@@ -1,28 +1,17 @@
 """The benchmark of images runs what is left, and writes its page."""
 
 import gzip
-import importlib.util
 import json
 import struct
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-FOLDER = Path(__file__).parent.parent / "reports" / "benchmarks"
+from benchmarks import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("images_benchmark", FOLDER / "images.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(FOLDER))
-    return module
+    return load_benchmark("images")
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,7 @@ dataset, method, auc_roc and auc_pr.
 """
 
 import argparse
-import ast
 import csv
-import json
-import os
-import platform
 import re
 import time
 import warnings
@@ -34,11 +30,10 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
-import sklearn
-import torch
+from records import append, heading_lines, machines, provenance, read_runs, setting, table_line, write_page
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vae_anomaly import VAEDetector, __version__
+from vae_anomaly import VAEDetector
 from vae_anomaly.baselines import make_baseline
 from vae_anomaly.comparison import split_rows
 from vae_anomaly.errors import CalibrationWarning
@@ -129,43 +124,9 @@ def measure(task: Task, fitted: Fitted, rows: Rows, score_name: str | None) -> d
     }
 
 
-def provenance() -> dict[str, Any]:
-    """Versions and machine of a line."""
-    return {
-        "versions": {
-            "vae_anomaly": __version__,
-            "torch": torch.__version__,
-            "scikit-learn": sklearn.__version__,
-            "numpy": np.__version__,
-        },
-        "machine": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
-    }
-
-
-def read_runs(path: Path) -> list[dict[str, Any]]:
-    """Lines of the runs; one that an interrupted run left unfinished does not count."""
-    runs = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            runs.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return runs
-
-
 def key(run: dict[str, Any]) -> Task:
     """What a line is about."""
     return Task(*(run.get(name, 0.0) if name == "contamination" else run[name] for name in Task._fields))
-
-
-def append(path: Path, run: dict[str, Any]) -> None:
-    """Add a line, on a line of its own even after an unfinished one."""
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(run).encode() + b"\n")
 
 
 def run_all(arguments: argparse.Namespace) -> int:
@@ -247,7 +208,7 @@ def table(runs: Sequence[dict[str, Any]], published: Sequence[dict[str, str]], n
         f"{len(datasets)} sets, seeds {', '.join(map(str, seeds))}; percent, means over the seeds.",
         "The normal rows are shuffled; the first half trains, the other half and every anomaly test (`adbench.py`).",
         f"Overall means are over the {len(whole)} sets that all methods ran on.",
-        *_provenance(runs),
+        *machines(runs),
         *([note] if note else []),
         "",
         *_summary(methods, whole, figures, mean),
@@ -268,10 +229,12 @@ def table(runs: Sequence[dict[str, Any]], published: Sequence[dict[str, str]], n
                 "Columns in italics are published figures, not re-run here; a star marks a mean over fewer sets.",
                 "",
             ]
-        lines += _lines(["set", *methods, *(f"*{method}*" for method in others)])
-        lines += [_line([dataset, *(_shown(values[dataset]) for values in columns)]) for dataset in datasets]
+        lines += heading_lines(["set", *methods, *(f"*{method}*" for method in others)])
+        lines += [table_line([dataset, *(_shown(values[dataset]) for values in columns)]) for dataset in datasets]
         if whole:
-            lines.append(_line(["**mean**", *(_overall([values[dataset] for dataset in whole]) for values in columns)]))
+            lines.append(
+                table_line(["**mean**", *(_overall([values[dataset] for dataset in whole]) for values in columns)])
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -284,7 +247,7 @@ def _summary(
     """One line for each method, over the sets that all of them ran on."""
     if not whole:
         return ["No set was run with all methods yet."]
-    lines = _lines(
+    lines = heading_lines(
         [
             "method",
             "ROC-AUC",
@@ -326,7 +289,7 @@ def _summary(
         )
         won = sum(roc[dataset] > (mean(dataset, knn, "roc_auc") or 0.0) for dataset in whole)
         lines.append(
-            _line(
+            table_line(
                 [
                     method,
                     f"{fmean(roc.values()):.2f}",
@@ -345,16 +308,6 @@ def _summary(
             )
         )
     return lines
-
-
-def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Versions and machines, each once."""
-    said = {
-        ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-        + f"; {run['machine']['machine']}, {run['machine']['cpus']} CPUs, {run['machine'].get('threads', '?')} threads"
-        for run in runs
-    }
-    return [f"{text}." for text in sorted(said)]
 
 
 def _method(run: dict[str, Any]) -> str:
@@ -388,25 +341,6 @@ def _overall(values: Sequence[float | None]) -> str:
     return f"**{fmean(known):.1f}**{'' if len(known) == len(values) else ' *'}" if known else "-"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _lines(heading: Sequence[str]) -> list[str]:
-    return [_line(heading), "|---" * len(heading) + "|"]
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """Name and value of a parameter; what is no Python literal is text."""
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text}: write name=value.")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of .npz files")
@@ -433,12 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.published:
             with arguments.published.open(newline="", encoding="utf-8") as file:
                 published = list(csv.DictReader(file))
-        runs = read_runs(arguments.runs)
-        if not runs:
-            raise SystemExit(f"{arguments.runs} holds no runs yet.")
-        target = arguments.runs.with_suffix(".md")
-        target.write_text(table(runs, published, arguments.note), encoding="utf-8")
-        print(f"Wrote {target}.")
+        write_page(arguments.runs, lambda runs: table(runs, published, arguments.note))
         return
     if arguments.data is None:
         parser.error("--data is needed, the folder of the .npz files")

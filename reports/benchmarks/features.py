@@ -14,10 +14,6 @@ lines into a Markdown file beside them.
 """
 
 import argparse
-import ast
-import json
-import os
-import platform
 import time
 import warnings
 from collections.abc import Sequence
@@ -30,9 +26,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from made_images import DEFECTS, SCENES, made
+from records import append, machines, provenance, read_runs, setting, write_page
 from sklearn.metrics import roc_auc_score
 
-from vae_anomaly import VAEDetector, __version__
+from vae_anomaly import VAEDetector
 from vae_anomaly.errors import CalibrationWarning
 from vae_anomaly.pixel_metrics import evaluate_pixels
 
@@ -119,24 +116,6 @@ def measure(detector: VAEDetector, images: Images, score_name: str | None) -> di
     }
 
 
-def provenance() -> dict[str, Any]:
-    """Versions and machine of a line."""
-    versions = {"vae_anomaly": __version__, "torch": torch.__version__, "numpy": np.__version__}
-    machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
-    return {"versions": versions, "machine": machine}
-
-
-def read_runs(path: Path) -> list[dict[str, Any]]:
-    """Lines of the runs; one that an interrupted run left unfinished does not count."""
-    runs = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            runs.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return runs
-
-
 def run_all(arguments: argparse.Namespace) -> None:
     """Do what is left to do, scene by scene."""
     changes = dict(arguments.set)
@@ -164,8 +143,7 @@ def run_all(arguments: argparse.Namespace) -> None:
                         method = names[name] if score is None else f"{names[name]}, {score}"
                         run = {"scene": scene, "seed": seed, "method": method, "score": score or own}
                         run |= {**measure(detector, images, score), "fit_seconds": seconds, **provenance()}
-                        with arguments.runs.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(run) + "\n")
+                        append(arguments.runs, run)
                         print(
                             f"{scene}, seed {seed}, {method}: image {100 * run['roc_auc']:.1f}, pixel "
                             f"{100 * run['pixel_roc_auc']:.1f}, AUPRO {100 * run['aupro']:.1f}; fit {seconds:.0f} s",
@@ -184,7 +162,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         f"{len(scenes)} scenes of 256 x 256 pixels in colour, {len(DEFECTS)} kinds of defects; seeds "
         f"{', '.join(map(str, seeds))}; percent.",
         "`features.py` says how the runs are made, `made_images.py` draws the images. Times are of a busy machine.",
-        *sorted({_machine(run) for run in runs}),
+        *machines(runs),
         "Means are over the scenes that a method ran on: where these differ, compare methods scene by scene.",
         "",
         *_row(
@@ -209,12 +187,6 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _machine(run: dict[str, Any]) -> str:
-    versions, machine = run["versions"], run["machine"]
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{said}; {machine['machine']}, {machine['cpus']} CPUs, {machine['threads']} threads."
-
-
 def _mean(runs: Sequence[dict[str, Any]], what: str, **wanted: str) -> str:
     some = [run[what] for run in runs if what in run and all(run[name] == value for name, value in wanted.items())]
     return f"{100 * fmean(some):.1f}" if some else "-"
@@ -222,17 +194,6 @@ def _mean(runs: Sequence[dict[str, Any]], what: str, **wanted: str) -> str:
 
 def _row(cells: Sequence[str], heading: bool = False) -> list[str]:
     return [f"| {' | '.join(cells)} |", *(["|---" * len(cells) + "|"] if heading else [])]
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """Name and value of a parameter or a constant; what is no Python literal is text."""
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text}: write name=value.")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -251,12 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.table:
         run_all(arguments)
         return
-    runs = read_runs(arguments.runs)
-    if not runs:
-        raise SystemExit(f"{arguments.runs} holds no runs yet.")
-    target = arguments.runs.with_suffix(".md")
-    target.write_text(table(runs), encoding="utf-8")
-    print(f"Wrote {target}.")
+    write_page(arguments.runs, table)
 
 
 if __name__ == "__main__":

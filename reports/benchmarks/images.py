@@ -28,7 +28,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from adbench import append, provenance, read_runs
+from records import append, provenance, read_runs, write_page
 from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 
@@ -310,12 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
     arguments = parser.parse_args(argv)
     if arguments.table:
-        runs = read_runs(arguments.runs)
-        if not runs:
-            raise SystemExit(f"{arguments.runs} holds no runs yet.")
-        target = arguments.runs.with_suffix(".md")
-        target.write_text(table(runs), encoding="utf-8")
-        print(f"Wrote {target}.")
+        write_page(arguments.runs, table)
         return
     if arguments.mnist is None:
         parser.error("--mnist is needed, the folder of the IDX files")

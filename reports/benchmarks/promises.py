@@ -27,7 +27,8 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from adbench import HERE, _line, _lines, _provenance, append, protocol_b, provenance, read_runs
+from adbench import HERE, protocol_b
+from records import append, heading_lines, machines, provenance, read_runs, table_line, write_page
 from scipy import stats
 
 from vae_anomaly import VAEDetector
@@ -132,7 +133,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         "Mean over the splits, percent; in brackets the upper end of the 99 % interval, were the promise kept to the",
         "letter. A rate above it is in bold; a dash: so few calibration rows can flag nothing at that rate.",
         "How: the head of `promises.py`.",
-        *_provenance(runs),
+        *machines(runs),
     ]
     for exact, heading in (
         (True, "Rows set aside: the promise is exact"),
@@ -145,10 +146,15 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         heads = [f"{100 * fpr:g} % false alarms" for fpr in FPRS] + [
             f"{100 * fdr:g} % false discoveries" for fdr in FDRS
         ]
-        lines += ["", f"## {heading}", "", *_lines(["set", "splits", "calibration rows", "normal test rows", *heads])]
+        lines += [
+            "",
+            f"## {heading}",
+            "",
+            *heading_lines(["set", "splits", "calibration rows", "normal test rows", *heads]),
+        ]
         for name, some in chosen.items():
             lines.append(
-                _line(
+                table_line(
                     [
                         name,
                         str(len(some)),
@@ -159,7 +165,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
                     ]
                 )
             )
-        lines.append(_line(["**mean**", "", "", "", *(_mean(chosen, "false_positive_rate", fpr) for fpr in FPRS),
+        lines.append(table_line(["**mean**", "", "", "", *(_mean(chosen, "false_positive_rate", fpr) for fpr in FPRS),
                             *(_mean(chosen, "false_discovery_rate", fdr) for fdr in FDRS)]))  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -197,11 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
     arguments = parser.parse_args(argv)
     if arguments.table:
-        runs = read_runs(RUNS)
-        if not runs:
-            raise SystemExit(f"{RUNS} holds no runs yet.")
-        RUNS.with_suffix(".md").write_text(table(runs), encoding="utf-8")
-        print(f"Wrote {RUNS.with_suffix('.md')}.")
+        write_page(RUNS, table)
         return
     if arguments.data is None:
         parser.error("--data is needed, the folder of the .npz files")

@@ -33,7 +33,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from adbench import protocol_b, provenance, read_runs
+from adbench import protocol_b
+from records import provenance, read_runs
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score

@@ -30,7 +30,8 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 import torch
-from adbench import HERE, _provenance, append, provenance, read_runs
+from adbench import HERE
+from records import append, machines, provenance, read_runs
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.detector import load
@@ -146,7 +147,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         "Made by `python reports/benchmarks/streaming.py`, which says at its top what is measured. Seconds of the",
         "command are those beyond its start; the ratio is to the larger of reading alone and bare forward passes.",
         "",
-        *_provenance(runs),
+        *machines(runs),
         "",
         "| rows x columns | format | device | reading alone, s | forward passes, s | score, s | ratio | rows/s "
         "| start, s | peak MiB | peak MiB of 1,000 rows |",
