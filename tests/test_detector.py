@@ -163,6 +163,15 @@ def test_the_table_is_not_changed():
 # Explanations --------------------------------------------------------------------------------------------------------
 
 
+def test_one_pass_gives_the_scores_and_the_contributions_of_two(detector):
+    new = mixed(60, seed=1)
+    new = new.reindex([*range(4), 99, *range(5, 60)]).reset_index(drop=True)
+    new.loc[7, "flow"] = np.nan
+    scores, contributions = detector.explained_score(new)
+    assert np.array_equal(scores, detector.anomaly_score(new), equal_nan=True)
+    assert np.array_equal(contributions, detector.explain(new), equal_nan=True)
+
+
 @pytest.mark.parametrize("name", scores_for(images=False))
 def test_contributions_sum_to_the_score(detector, name):
     rows = holed(mixed(60, seed=2), share=0.1)

@@ -112,6 +112,13 @@ def test_maps_sum_to_the_score_and_find_the_defect(gabor):
     assert high > low
 
 
+def test_one_pass_gives_the_scores_and_the_maps_of_two(gabor):
+    images = cloth(5, seed=3, cut=True)
+    scores, maps = gabor.explained_score(images)
+    assert np.array_equal(scores, gabor.anomaly_score(images))
+    assert np.array_equal(maps, gabor.explain(images))
+
+
 def test_calibration_counts_images_not_patches(detector):
     n = 40 if detector.backbone == "gabor" else 12
     # Two members, each of which leaves out a fifth.

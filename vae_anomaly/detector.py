@@ -726,11 +726,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         encoded, score = self._encode(X), self._score()
+        function: Callable[..., Any] = functools.partial(score_and_shares, score)
         if isinstance(self.schema_, FeatureSchema):
-            scores, contributions = self._scores(encoded, score), self._shares(encoded, score)
-        else:
-            scores, entries = self._map_rows(functools.partial(score_and_shares, score), encoded)
-            contributions = self.schema_.fold(entries)
+            function = self.schema_.explained_function(score.function)
+        scores, entries = self._map_rows(function, encoded)
+        contributions = self.schema_.fold(entries)
         empty = by_blocks(_is_empty, encoded, np.arange(len(encoded)))
         scores[empty], contributions[empty] = np.nan, np.nan
         shape = self.schema_.shape if isinstance(self.schema_, ImageSchema) else contributions.shape[1:]

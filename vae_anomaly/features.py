@@ -162,21 +162,23 @@ class FeatureSchema(ImageSchema):
         """Patches, shape (n * n_parts, n_entries), of encoded rows of shape (n, n_parts * n_entries)."""
         return rows.reshape(len(rows) * self.n_parts, -1)
 
-    def score_function(self, function: RowFunction) -> RowFunction:
-        """Score of images from a score of patches."""
+    def explained_function(self, function: RowFunction) -> Callable[..., tuple[Tensor, Tensor]]:
+        """From a score of patches, that of images, and what each patch contributes to it, shape (n, n_parts)."""
 
-        def of_images(vae: Any, x: Tensor, eps: Tensor) -> Tensor:
-            return summarised(function(vae, self.parts(x), eps).reshape(len(x), -1))[0]
+        def of_images(vae: Any, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+            return summarised(function(vae, self.parts(x), eps).reshape(len(x), -1))
 
         return of_images
 
+    def score_function(self, function: RowFunction) -> RowFunction:
+        """The first of :meth:`explained_function`."""
+        both = self.explained_function(function)
+        return lambda vae, x, eps: both(vae, x, eps)[0]
+
     def share_function(self, function: RowFunction) -> RowFunction:
-        """What each patch contributes to the score of its image, shape (n, n_parts)."""
-
-        def of_patches(vae: Any, x: Tensor, eps: Tensor) -> Tensor:
-            return summarised(function(vae, self.parts(x), eps).reshape(len(x), -1))[1]
-
-        return of_patches
+        """The second of :meth:`explained_function`."""
+        both = self.explained_function(function)
+        return lambda vae, x, eps: both(vae, x, eps)[1]
 
     def fold(self, entries: NDArray[Any]) -> NDArray[np.float64]:
         """What falls to each pixel of what patches contribute, shape (n, n_features); channels share it alike."""
