@@ -26,7 +26,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from made_images import DEFECTS, SCENES, made
-from records import append, machines, provenance, read_runs, setting, write_page
+from records import append, heading_lines, machines, provenance, read_runs, setting, table_line, write_page
 from sklearn.metrics import roc_auc_score
 
 from vae_anomaly import VAEDetector
@@ -165,9 +165,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         *machines(runs),
         "Means are over the scenes that a method ran on: where these differ, compare methods scene by scene.",
         "",
-        *_row(
-            ("method", "scenes", "image ROC-AUC", "pixel ROC-AUC", "AUPRO", *RATES, "fit, s", "score, s an image"),
-            heading=True,
+        *heading_lines(
+            ("method", "scenes", "image ROC-AUC", "pixel ROC-AUC", "AUPRO", *RATES, "fit, s", "score, s an image")
         ),
     ]
     for method in methods:
@@ -175,25 +174,21 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         percent = ("roc_auc", "pixel_roc_auc", "aupro", "good_flagged", "defects_flagged")
         cells = [_mean(runs, what, method=method) for what in percent]
         times = [f"{fmean(run[what] for run in some):.2g}" for what in ("fit_seconds", "score_seconds_per_image")]
-        lines += _row([method, str(len({run["scene"] for run in some})), *cells, *times])
+        lines.append(table_line([method, str(len({run["scene"] for run in some})), *cells, *times]))
     for what, title in (("roc_auc", "Image ROC-AUC"), ("pixel_roc_auc", "Pixel ROC-AUC"), ("aupro", "AUPRO")):
-        lines += ["", f"## {title}", "", *_row(["scene", *methods], heading=True)]
+        lines += ["", f"## {title}", "", *heading_lines(["scene", *methods])]
         for scene in scenes:
-            lines += _row([scene, *(_mean(runs, what, scene=scene, method=method) for method in methods)])
-    lines += ["", "## Image ROC-AUC by kind of defect", "", *_row(["defect", *methods], heading=True)]
+            lines.append(table_line([scene, *(_mean(runs, what, scene=scene, method=method) for method in methods)]))
+    lines += ["", "## Image ROC-AUC by kind of defect", "", *heading_lines(["defect", *methods])]
     by_kind = [{**run, **run["by_kind"]} for run in runs]
     for kind in DEFECTS:
-        lines += _row([kind, *(_mean(by_kind, kind, method=method) for method in methods)])
+        lines.append(table_line([kind, *(_mean(by_kind, kind, method=method) for method in methods)]))
     return "\n".join(lines) + "\n"
 
 
 def _mean(runs: Sequence[dict[str, Any]], what: str, **wanted: str) -> str:
     some = [run[what] for run in runs if what in run and all(run[name] == value for name, value in wanted.items())]
     return f"{100 * fmean(some):.1f}" if some else "-"
-
-
-def _row(cells: Sequence[str], heading: bool = False) -> list[str]:
-    return [f"| {' | '.join(cells)} |", *(["|---" * len(cells) + "|"] if heading else [])]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -171,7 +171,7 @@ def read_data(path: str, **options: Any) -> "Data":
     """Table at ``path``; ``-`` is standard input. The options are those of :func:`~vae_anomaly.data.read`."""
     from vae_anomaly.data import read
 
-    options |= _named_as_in_python(**{name: options.pop(name, None) for name in ("id_column", "delimiter")})
+    options |= named_as_in_python(**{name: options.pop(name, None) for name in ("id_column", "delimiter")})
     if options.get("normal_value") and not options.get("label"):
         raise click.UsageError("--normal-value needs --label, the column in which it stands.")
     return read(path, **options)
@@ -181,11 +181,12 @@ def read_batches(path: str, **options: Any) -> "Batches":
     """Table at ``path`` as in :func:`read_data`, to be read in batches; it needs no labels."""
     from vae_anomaly.data.batches import open_batches
 
-    options |= _named_as_in_python(**{name: options.pop(name, None) for name in ("id_column", "delimiter")})
+    options |= named_as_in_python(**{name: options.pop(name, None) for name in ("id_column", "delimiter")})
     return open_batches(path, **options)
 
 
-def _named_as_in_python(id_column: str | None, delimiter: str | None) -> dict[str, Any]:
+def named_as_in_python(id_column: str | None, delimiter: str | None) -> dict[str, Any]:
+    """These options as readers take them."""
     delimiter = {"\\t": "\t"}.get(delimiter or "", delimiter)
     if delimiter is not None and len(delimiter) != 1:
         raise click.UsageError(f"--delimiter {delimiter}: must be one character.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vae_anomaly.cli.common import Command, all_options
+from vae_anomaly.cli.common import Command, all_options, named_as_in_python
 from vae_anomaly.cli.images import holds_images
 
 if TYPE_CHECKING:
@@ -71,12 +71,10 @@ def open_large(
         return None
     from vae_anomaly.data.large import LargeTable
 
-    delimiter = {"\\t": "\t"}.get(columns["delimiter"], columns["delimiter"])
     if columns["normal_value"] and not columns["label"]:
         raise click.UsageError("--normal-value needs --label, the column in which it stands.")
-    options = {**columns, "id": columns["id_column"], "delimiter": delimiter}
-    del options["id_column"]
-    return LargeTable(path, **options)
+    columns |= named_as_in_python(**{name: columns.pop(name) for name in ("id_column", "delimiter")})
+    return LargeTable(path, **columns)
 
 
 def _fits(path: str, max_memory: int | None) -> bool:
