@@ -160,6 +160,7 @@ def test_neg_elbo_is_kl_less_expected_log_px_z(likelihood, prior, make_vae, gene
     assert all(torch.isfinite(values).all() for values in terms)
     torch.testing.assert_close(-vae.elbo(x, eps), terms.kl - terms.log_px_z.mean(dim=0))
     torch.testing.assert_close(list(vae.elbo_terms(x, eps)), [terms.log_px_z.mean(dim=0), terms.kl])
+    torch.testing.assert_close(vae.kl(x, eps), terms.kl, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("prior", PRIORS)

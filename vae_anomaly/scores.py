@@ -83,7 +83,7 @@ def reconstruction_probability(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 
 def kl(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""Divergence of the posterior from the prior, :math:`KL(q(z \mid x) \| p(z))`, in nats."""
-    return vae.elbo_terms(x, eps)[1]
+    return vae.kl(x, eps)
 
 
 def neg_elbo(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:

@@ -252,6 +252,11 @@ class VAE(nn.Module):
         z = _at(qz, eps)
         return self.log_px_z(self.decode(z), x).mean(dim=0), self._kl(qz, z)
 
+    def kl(self, x: Tensor, eps: Tensor) -> Tensor:
+        """KL(q(z | x) || p(z)) of each sample, in nats, without the decoder."""
+        qz = self.encode(x)
+        return self._kl(qz, _at(qz, eps))
+
     def elbo(self, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Tensor:
         r"""Evidence lower bound :math:`E_q \log p(x \mid z) - \beta\, KL(q \| p)` of each sample, in nats."""
         reconstruction, kl = self.elbo_terms(x, eps)
