@@ -51,6 +51,14 @@ def test_scores_need_not_be_compared(models):
     assert "compared" not in report(models[0], *LABELLED, "--no-scores")
 
 
+def test_scores_to_compare_need_one_model_and_labels(models):
+    result = run("report", *models, *LABELLED, "-o", "out", "--compare-score", "kl", exit_code=2)
+    assert "--compare-score compares the scores of one model, and several are named." in result.stderr
+    unlabelled = ("labelled.csv", "--drop", "kind", "--drop", "anomaly")
+    result = run("report", models[0], *unlabelled, "-o", "out", "--compare-score", "kl", exit_code=2)
+    assert "--compare-score needs labels" in result.stderr
+
+
 def test_models_are_compared_on_the_same_rows(models):
     compared = report(*models, *LABELLED)["compared"]
     assert [one["name"] for one in compared] == ["pump.safetensors", "other.safetensors"]

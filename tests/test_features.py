@@ -11,6 +11,7 @@ from sklearn.base import clone
 from tables import read_predictions, run
 from torch import nn
 
+from vae_anomaly import account
 from vae_anomaly.backbones import BACKBONES, MAX_FEATURES, build_extractor, restore_extractor
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.errors import DataError, ModelFileError, UnknownNameError
@@ -20,7 +21,7 @@ from vae_anomaly.heat_maps import anomaly_maps, colour_scale
 from vae_anomaly.patch_grid import on_pixels, place_codes, rank_weights, summarised
 from vae_anomaly.planning import find_backbone
 from vae_anomaly.pretrained import download_weights, read_weights
-from vae_anomaly.scores import SCORES
+from vae_anomaly.scores import SCORES, scores_for
 from vae_anomaly.splitting import split_rows
 
 SMALL = {"max_steps": 50, "n_estimators": 2, "hidden": (16,), "latent_dim": 4, "fpr": 0.2}
@@ -541,6 +542,31 @@ def test_scores_maps_and_report(plant, tmp_path):
     assert "Images to look at" in page
     assert "Images drawn from the model" not in page
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n_anomalies"] == 6
+
+
+def test_scores_that_take_long_are_compared_when_asked_for(plant, tmp_path, monkeypatch):
+    arguments = ("report", plant / "m.safetensors", plant / "cloth", "-o")
+
+    def compared(name):
+        return {one["name"] for one in json.loads((tmp_path / name / "metrics.json").read_text())["compared"]}
+
+    run(*arguments, tmp_path / "all")
+    assert compared("all") == set(scores_for(images=False))
+    assert "Not compared" not in (tmp_path / "all/report.html").read_text()
+    monkeypatch.setattr(account, "MAX_DRAWN_ENTRIES", 1000)
+    result = run(*arguments, tmp_path / "few")
+    drawn = {name for name in scores_for(images=False) if SCORES[name].draws}
+    assert compared("few") == set(scores_for(images=False)) - drawn
+    sentence = "Not compared, as they take long: neg_elbo, neg_log_px, reconstruction_probability, typicality. "
+    assert sentence + "Add one with --compare-score neg_elbo." in result.stderr
+    assert sentence in (tmp_path / "few/report.html").read_text()
+    result = run(*arguments, tmp_path / "more", "--compare-score", "neg_elbo")
+    assert compared("more") - compared("few") == {"neg_elbo"}
+    assert "Not compared, as they take long: neg_log_px, " in result.stderr
+    run(*arguments, tmp_path / "one", "--no-scores", "--compare-score", "kl")
+    assert compared("one") == {"novelty", "kl"}
+    result = run(*arguments, tmp_path / "no", "--compare-score", "patch_novelty", exit_code=2)
+    assert "'patch_novelty' is for images on pixels" in result.stderr
 
 
 def test_what_a_model_of_features_knows_and_cannot_do(plant, tmp_path):

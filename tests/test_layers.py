@@ -114,8 +114,8 @@ TABLE = {
     "traversal": {"errors"},
     "localisation": {"data.decoding", "data.images", "data.masks", "heat_maps", "pixel_metrics", "predictions"},
     "account": {
-        "", "by_type", "data", "errors", "heat_maps", "localisation", "metrics", "paired", "predictions",
-        "report.contents", "report.diagnostics", "report.pictures", "scores", "thresholds", "traversal",
+        "", "by_type", "data", "errors", "features", "heat_maps", "localisation", "metrics", "paired", "planning",
+        "predictions", "report.contents", "report.diagnostics", "report.pictures", "scores", "thresholds", "traversal",
     },
     "paired": {"delong", "errors", "metrics"},
     "by_type": {"delong", "metrics"},

@@ -1,6 +1,6 @@
 """What a detector has to show on a table of rows: the contents of a report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 import vae_anomaly
 from vae_anomaly.by_type import TypeRecall, recall_by_type
 from vae_anomaly.data import Data
-from vae_anomaly.errors import DataError
+from vae_anomaly.errors import DataError, look_up
+from vae_anomaly.features import FeatureSchema
 from vae_anomaly.heat_maps import anomaly_maps, colour_scale
 from vae_anomaly.localisation import localisation
 from vae_anomaly.metrics import MAX_FPR, Evaluation, Unlabelled, evaluate
 from vae_anomaly.paired import Compared, compare_scores
+from vae_anomaly.planning import check_score
 from vae_anomaly.predictions import align, as_fitted, by_parts, predict_table, top_features
 from vae_anomaly.report.contents import Contents
 from vae_anomaly.report.diagnostics import LatentMap, latent_map
@@ -37,6 +39,9 @@ N_SAMPLES = 5
 MAX_LATENT_ROWS = 3000
 # Each score is one more pass over the rows; of more rows than these, an even choice is compared.
 MAX_COMPARED_ROWS = 20_000
+# Numbers that a score may decode for each image to be compared unasked, all draws together. Images of 64 x 64 pixels
+# take 65,536, the features of 128 x 128 pixels 868,352, and 50 ms for each score (six members, two cores).
+MAX_DRAWN_ENTRIES = 100_000
 
 Floats = NDArray[np.float64]
 
@@ -66,6 +71,7 @@ def account(
     others: "Mapping[str, VAEDetector] | None" = None,
     types: str | None = None,
     compare: bool = True,
+    also: Sequence[str] = (),
     max_fpr: float = MAX_FPR,
     cost_miss: float | None = None,
     cost_alarm: float | None = None,
@@ -88,7 +94,9 @@ def account(
     types : str, optional
         Column of ``data.kept`` with the kind of each anomaly.
     compare : bool
-        Whether to compare all scores of the detector.
+        Whether to compare the scores of the detector: all but those that take long, which are named.
+    also : sequence of str
+        Scores to compare whatever they take.
     max_fpr : float
         As of :func:`vae_anomaly.metrics.evaluate`.
     cost_miss, cost_alarm : float, optional
@@ -99,11 +107,17 @@ def account(
     ------
     DataError
         If no row can be scored, or all labels are of one class.
+    ValueError
+        If the detector has no such score as is to be compared.
     """
+    for name in also:
+        look_up("score", name, SCORES)
+        check_score(name, detector.schema_)
     scored = _score(detector, data, others or {})
     chosen_for = detector.threshold_rule_["parameters"]
     evaluation = _evaluate(detector, scored, max_fpr)
     predictions = scored.predictions
+    names = list(dict.fromkeys([*(_cheap_scores(detector) if compare else ()), *also]))
     missed = predictions[(predictions["is_anomaly"] == 0) & (scored.rows.y == 1)]
     localised = None if isinstance(scored.rows, Data) else localisation(detector, scored.rows)
     contents = Contents(
@@ -122,7 +136,8 @@ def account(
         worst_flagged=_worst(detector, scored, predictions[_flagged(predictions)].nlargest(N_WORST, "anomaly_score")),
         worst_missed=_worst(detector, scored, missed.nsmallest(N_WORST, "anomaly_score")),
         types=_types(evaluation, scored.rows, types),
-        compared=_compared(detector, scored, model_name, compare=compare),
+        compared=(compared := _compared(detector, scored, model_name, names)),
+        compared_notes=_not_compared(detector, names) if compare and compared and not scored.others else (),
         samples=_samples(detector, scored),
         pictures=_pictures(detector, scored),
         traversal=_traversal(detector),
@@ -346,10 +361,26 @@ def _types(evaluation: Evaluation | Unlabelled, rows: "Data | Images", types: st
     return recall_by_type(evaluation, rows.kept[types].to_numpy(dtype=object))
 
 
-def _compared(detector: "VAEDetector", scored: Scored, model_name: str, *, compare: bool) -> list[Compared]:
-    """All scores of the detector, or other detectors, on the same rows; the detector's own score comes first."""
+def _cheap_scores(detector: "VAEDetector") -> list[str]:
+    """Scores of the detector that do not take long; decoding a wide image for each draw does."""
+    schema, n_entries = detector.schema_, detector.architecture_["n_entries"]
+    n_drawn = detector.n_mc * n_entries * (schema.n_parts if isinstance(schema, FeatureSchema) else 1)
+    wide = detector.holds_images and n_drawn > MAX_DRAWN_ENTRIES
+    return [name for name in detector.score_names_ if not (SCORES[name].costly or (wide and SCORES[name].draws))]
+
+
+def _not_compared(detector: "VAEDetector", names: list[str]) -> list[str]:
+    """That some scores were left out, and how to get them."""
+    left_out = [name for name in detector.score_names_ if name not in {*names, detector.score_name_}]
+    if not left_out:
+        return []
+    return [f"Not compared, as they take long: {', '.join(left_out)}. Add one with --compare-score {left_out[0]}."]
+
+
+def _compared(detector: "VAEDetector", scored: Scored, model_name: str, names: list[str]) -> list[Compared]:
+    """These scores of the detector, or other detectors, on the same rows; the detector's own score comes first."""
     y = scored.rows.y
-    if y is None or not (scored.others or compare):
+    if y is None or not (scored.others or names):
         return []
     own = scored.predictions["anomaly_score"].to_numpy(dtype=float)
     if scored.others:
@@ -357,7 +388,9 @@ def _compared(detector: "VAEDetector", scored: Scored, model_name: str, *, compa
     some = np.linspace(0, len(own) - 1, min(len(own), MAX_COMPARED_ROWS)).astype(int)
     if len(set(y[some])) < 2:
         return []
-    names = [name for name in detector.score_names_ if name != detector.score_name_ and not SCORES[name].costly]
+    names = [name for name in names if name != detector.score_name_]
+    if not names:
+        return compare_scores(y[some], {detector.score_name_: own[some]})
 
     def all_scores(X: Any) -> Floats:
         return np.stack([detector.anomaly_score(X, score_name=name) for name in names], axis=1)

@@ -217,7 +217,8 @@ class Score(NamedTuple):
 
     ``entries(vae, x, eps)`` has the shape of x. If it is ``complete``, it sums to the score; else the difference is a
     remainder, which no entry owns. One of ``images`` needs a VAE that knows of a picture.
-    A ``costly`` one takes so long that it is computed where it is asked for by name, and in no comparison.
+    A ``costly`` one takes so long that it is computed where it is asked for by name, and in no comparison. One that
+    ``draws`` decodes a sample n_mc times, which takes long where a sample is wide.
     """
 
     function: ScoreFunction
@@ -225,6 +226,7 @@ class Score(NamedTuple):
     complete: bool = False
     images: bool = False
     costly: bool = False
+    draws: bool = False
 
 
 def scores_for(*, images: bool) -> list[str]:
@@ -346,18 +348,20 @@ AVERAGED = (
 SCORES: dict[str, Score] = {
     "novelty": Score(novelty, _novelty_entries, complete=True),
     "neg_log_px_z": Score(neg_log_px_z, _neg_log_entries, complete=True),
-    "neg_elbo": Score(neg_elbo, _expected_neg_log_entries),
-    "neg_log_px": Score(neg_log_px, _expected_neg_log_entries),
-    "reconstruction_probability": Score(reconstruction_probability, _expected_neg_log_entries, complete=True),
+    "neg_elbo": Score(neg_elbo, _expected_neg_log_entries, draws=True),
+    "neg_log_px": Score(neg_log_px, _expected_neg_log_entries, draws=True),
+    "reconstruction_probability": Score(
+        reconstruction_probability, _expected_neg_log_entries, complete=True, draws=True
+    ),
     "reconstruction_error": Score(reconstruction_error, _squared_errors, complete=True),
     "kl": Score(kl),
-    "typicality": Score(typicality),
+    "typicality": Score(typicality, draws=True),
     "nearest_neighbour": Score(nearest_neighbour, _nearest_entries, complete=True),
     "latent_novelty": Score(latent_novelty),
     "mahalanobis": Score(mahalanobis),
     "patch_novelty": Score(patch_novelty, patch_entries, complete=True, images=True),
     "patch_error": Score(patch_error, patch_error_entries, complete=True, images=True),
     "likelihood_regret": Score(likelihood_regret, images=True, costly=True),
-    "input_complexity": Score(input_complexity, _expected_neg_log_entries, images=True),
+    "input_complexity": Score(input_complexity, _expected_neg_log_entries, images=True, draws=True),
     "path_statistics": Score(path_statistics, images=True),
 }

@@ -12,6 +12,7 @@ import click
 from vae_anomaly.cli.common import (
     FiniteRange,
     Fraction,
+    NameType,
     check_output,
     device_option,
     load_detector,
@@ -57,7 +58,15 @@ class Outputs(NamedTuple):
 @click.option("--title", help="Heading of the page [default: the name of the data].")
 @click.option("--type", "types", metavar="COLUMN", help="Column with the kind of each anomaly, for recall by kind.")
 @click.option("--plots", metavar="FOLDER", help="Write the charts there, too, as SVG and PNG.")
-@click.option("--scores/--no-scores", "compare", default=True, help="Compare all scores of the model [default: yes].")
+@click.option(
+    "--scores/--no-scores",
+    "compare",
+    default=True,
+    help="Compare the scores of the model, but for those that take long [default: yes].",
+)
+@click.option(
+    "--compare-score", "also", type=NameType("score"), multiple=True, help="Compare this one, too (repeatable)."
+)
 @click.option("--max-fpr", type=Fraction(), default=0.1, show_default=True, help="Where the partial area ends.")
 @click.option("--cost-miss", type=FiniteRange(0), help="Cost of a missed anomaly [default: the model's, or 1].")
 @click.option("--cost-alarm", type=FiniteRange(0), help="Cost of a false alarm [default: the model's, or 1].")
@@ -88,6 +97,8 @@ def command(
     """
     from vae_anomaly.account import account
 
+    if options["also"] and len(models) > 1:
+        raise click.UsageError("--compare-score compares the scores of one model, and several are named.")
     columns = {name: options.pop(name) for name in READING}
     outputs = _outputs(output, overwrite)
     _check_plots(plots, overwrite)
@@ -96,7 +107,7 @@ def command(
     detector, *_ = detectors.values()
     table = read_any(data, split="test", detector=detector, **columns, **_model_columns(detectors.values(), types))
     if table.y is None:
-        _refuse_without_labels({"--type": types, "--min-auroc": min_auroc})
+        _refuse_without_labels({"--type": types, "--min-auroc": min_auroc, "--compare-score": options["also"] or None})
     name, *others = names
     contents, n_left_out = account(
         detector,
@@ -265,6 +276,8 @@ def _tell_parts(quiet: bool, contents: "Contents", several: bool) -> None:
     if contents.types:
         least = contents.types[0]
         tell(quiet, f"Caught least: {least.name}, {least.n_caught} of {least.n_anomalies} ({_percent(least.recall)}).")
+    for note in contents.compared_notes:
+        tell(quiet, note)
     for other in contents.compared[1:] if several else ():
         difference = other.difference
         assert difference.low is not None

@@ -56,6 +56,8 @@ class Contents:
         Recall by kind of anomaly.
     compared : sequence of Compared
         Other scores, or other models, on the same rows; the first one is what the others are compared with.
+    compared_notes : sequence of str
+        Which scores are not among them, and how to get them.
     samples : (DataFrame, DataFrame), optional
         Rows drawn from the model, and rows of the data.
     pictures : mapping of str to Pictures
@@ -86,6 +88,7 @@ class Contents:
     worst_missed: Sequence[Mapping[str, Any]] = ()
     types: Sequence[TypeRecall] = ()
     compared: Sequence[Compared] = ()
+    compared_notes: Sequence[str] = ()
     samples: "tuple[pd.DataFrame, pd.DataFrame] | None" = None
     pictures: Mapping[str, Pictures] = field(default_factory=dict)
     traversal: Grid | None = None

@@ -76,6 +76,7 @@ def render_contents(contents: Contents) -> str:
         pictures=[chart for name, chart in charts.items() if name.startswith("pictures_")],
         types=type_table(contents.types),
         compared=compared_table(contents.compared),
+        compared_notes=[as_text(note) for note in contents.compared_notes],
         compared_chart=charts.get("compared"),
         worst_flagged=worst_rows(contents.worst_flagged, flagged=True),
         worst_missed=worst_rows(contents.worst_missed, flagged=False),
