@@ -7,6 +7,9 @@ __all__ = ["nearest"]
 
 # So many distances at once are still in the cache when the least of them is looked for.
 MAX_DISTANCES = 256_000
+# The least of a group takes a quarter of the time that finding its place takes, so the place is looked for in the group
+# with the least distance alone, where differences also settle what rounding leaves open.
+GROUP = 8
 
 
 def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -29,18 +32,25 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None) -> Tensor
     [1]
     """
     x, half_squares = x.detach(), 0.5 * points.square()
-    lengths = half_squares.sum(dim=1)
-    size = max(1, MAX_DISTANCES // len(x))
-    least, index = [], []
+    lengths = half_squares.sum(dim=1, keepdim=True)
+    size = max(1, MAX_DISTANCES // len(x) // GROUP) * GROUP
+    least = []
     for start in range(0, len(points), size):
         tile = slice(start, start + size)
         # Half the squared distance, less half the squared length of x, which is the same for all points.
-        if observed is None:
-            rest = torch.addmm(lengths[tile], x, points[tile].T, alpha=-1.0)
-        else:
-            rest = torch.addmm(observed @ half_squares[tile].T, x, points[tile].T, alpha=-1.0)
-        values, places = rest.min(dim=1)
-        least.append(values)
-        index.append(places + start)
-    best = torch.stack(least).argmin(dim=0, keepdim=True)
-    return torch.stack(index).gather(0, best).squeeze(0)
+        constant = lengths[tile] if observed is None else half_squares[tile] @ observed.T
+        least.extend(_least_of_groups(torch.addmm(constant, points[tile], x.T, alpha=-1.0)))
+    best = torch.cat(least).argmin(dim=0)
+    members = (best[:, None] * GROUP + torch.arange(GROUP, device=x.device)).clamp(max=len(points) - 1)
+    differences = points[members] - x[:, None]
+    if observed is not None:
+        differences = differences * observed[:, None]
+    nearest_member = differences.square().sum(dim=2).argmin(dim=1, keepdim=True)
+    return members.gather(1, nearest_member).squeeze(1)
+
+
+def _least_of_groups(rest: Tensor) -> list[Tensor]:
+    """Least of each ``GROUP`` rows, and of what is left over after them."""
+    whole = len(rest) // GROUP * GROUP
+    groups = [rest[:whole].reshape(-1, GROUP, rest.shape[1]).amin(dim=1)]
+    return groups if whole == len(rest) else [*groups, rest[whole:].amin(dim=0, keepdim=True)]
