@@ -163,12 +163,38 @@ def test_patch_novelty_is_that_of_plain_loops(make_vae, x, eps):
     found = SCORES["patch_novelty"].function(vae, x.double(), eps.double()).tolist()
     for row, score in zip(x.double(), found, strict=True):
         views, first = [], 0
-        for view, (middle, excess) in zip(vae.picture.views, vae.usual_views.tolist(), strict=True):
+        *usual, (middle_grain, excess_grain) = vae.usual_views.tolist()
+        for view, (middle, excess) in zip(vae.picture.views, usual, strict=True):
             mean, spread = vae.usual_patches[:, first : first + view.n_places].numpy()
             first += view.n_places
             z = np.maximum((naive_patches(vae, row, view) - mean) / spread, 0.0)
             views.append((math.sqrt((z**2).mean()) - middle) / excess)
+        grain = naive_grain(row)
+        if grain > middle_grain:
+            views.append((grain - middle_grain) / excess_grain)
         assert score == pytest.approx(max(views), rel=1e-6)
+
+
+def naive_grain(row):
+    """Median difference of a pixel from its block of two by two, with plain loops."""
+    image, found = np.asarray(row).reshape(SHAPE), []
+    for channel in image:
+        for top in range(0, SHAPE[1] - 1, 2):
+            for left in range(0, SHAPE[2] - 1, 2):
+                block = channel[top : top + 2, left : left + 2]
+                found.extend(abs(block - block.mean()).ravel())
+    return sorted(found)[len(found) // 2]
+
+
+def test_noise_that_no_training_image_has_is_novel():
+    """Its cells are as usual; its pixels are not. Images without any grain lose nothing by the term."""
+    clean = squares(240, 1).round(1)
+    detector = VAEDetector(net="mlp", **{**SMALL, "max_steps": 2}).fit(clean[:200])
+    rng = np.random.default_rng(0)
+    noisy = (clean[200:] + rng.choice([-0.05, 0.05], clean[200:].shape)).astype(np.float32)
+    assert (detector.predict(noisy) == -1).all()
+    scores = detector.anomaly_score(np.unique(clean[200:], axis=0))
+    assert np.unique(scores, return_counts=True)[1].max() < len(scores) / 5
 
 
 def test_patches_reach_every_cell_of_every_size():

@@ -21,6 +21,9 @@ LEAST_CONTRAST = 0.4
 # A place where normal images differ far less than elsewhere is taken to vary by this share of what places do on
 # average: else its noise would decide.
 LEAST_SPREAD = 0.3
+# Grain in excess of the usual by this share of the deviation of pixels counts as one unit at most: else images without
+# any would make an alarm of a change that no one sees.
+LEAST_GRAIN = 0.01
 
 
 def patch_novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -35,10 +38,12 @@ def patch_novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 
     The score is the highest over the ways to cut, each centred on its median over held-out normal images and divided by
     the mean excess over it. No patch is judged by how much ink it has, so a simple image is not normal for being
-    simple.
+    simple. What cells leave out of sight, noise between neighbouring pixels, is one more term where there is more of it
+    than usual: the median difference of a pixel from the mean of its block of two by two.
     """
     _check(vae)
-    return _standardised(vae, torch.stack([_joined(z) for z, _ in _compared(vae, x)], dim=-1)).amax(dim=-1)
+    parts = [_joined(z) for z, _ in _compared(vae, x)]
+    return _standardised(vae, torch.stack([*parts, _grain(vae, x)[0]], dim=-1)).amax(dim=-1)
 
 
 def patch_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -52,6 +57,9 @@ def patch_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
         # The constants keep the quotient defined, and spread what is left evenly, where nothing differs.
         within = (squares + 1e-12) / (squares + 1e-12).sum(dim=(2, 3, 4), keepdim=True)
         maps.append(_on_pixels(of_places[:, :, None, None, None] * within, view, picture))
+    grain, differences = _grain(vae, x)
+    joined.append(grain)
+    maps.append(grain[:, None] * (differences + 1e-12) / (differences + 1e-12).sum(dim=1, keepdim=True))
     scores = _standardised(vae, torch.stack(joined, dim=-1))
     best = scores.argmax(dim=-1)
     chosen = torch.stack(maps, dim=1).gather(1, best[:, None, None].expand(-1, 1, maps[0].shape[1])).squeeze(1)
@@ -67,7 +75,25 @@ def _check(vae: VAE) -> Picture:
 
 def _standardised(vae: VAE, joined: Tensor) -> Tensor:
     middle, excess = vae.usual_views.unbind(dim=-1)
-    return (joined - middle) / excess
+    standardised = (joined - middle) / excess
+    # Many kinds of images have no grain at all: that constant must not stand above scores below the median.
+    grainy = joined[..., -1:] > middle[-1]
+    counted = torch.cat([torch.ones_like(joined[..., :-1], dtype=torch.bool), grainy], dim=-1)
+    return torch.where(counted, standardised, -torch.inf)
+
+
+def _grain(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Median difference of the pixels of each image from the mean of their block of two by two, and all of them."""
+    images = torch.nan_to_num(x).reshape(-1, *_check(vae).shape)
+    height, width = (2 * (side // 2) for side in images.shape[2:])
+    if not (height and width):
+        return x.new_zeros(len(x)), torch.zeros_like(x.flatten(1))
+    blocks = F.avg_pool2d(images, 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    differences = (images[:, :, :height, :width] - blocks).abs()
+    # torch.quantile has no rule for vmap.
+    middle = differences.flatten(1).sort(dim=1).values[:, differences[0].numel() // 2]
+    padded = F.pad(differences, (0, images.shape[3] - width, 0, images.shape[2] - height))
+    return middle, padded.flatten(1)
 
 
 def _joined(z: Tensor) -> Tensor:
@@ -169,13 +195,12 @@ def usual_patches(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dic
 
 
 def usual_views(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
-    """Where the views of held-out normal images lie: median, and mean excess over it."""
+    """Where the views and the grain of held-out normal images lie: median, and mean excess over it."""
     _check(vae)
-    middles = []
-    for z, _ in _compared(vae, held_out):
-        joined = _joined(z)
+    middles, grain = [], _grain(vae, held_out)[0]
+    for joined in (*(_joined(z) for z, _ in _compared(vae, held_out)), grain):
         # torch.quantile has no rule for vmap.
         middle = joined.sort().values[joined.shape[0] // 2]
         excess = (joined - middle).clamp(min=0.0).sum() / max(joined.shape[0] // 2, 1)
-        middles.append(torch.stack([middle, excess.clamp(min=1e-3)]))
+        middles.append(torch.stack([middle, excess.clamp(min=LEAST_GRAIN if joined is grain else 1e-3)]))
     return {"usual_views": torch.stack(middles)}

@@ -171,10 +171,10 @@ class VAE(nn.Module):
     def _register_picture_references(self, picture: Picture) -> None:
         """The same, of scores that see images."""
         n_views, n_places = picture.n_views, picture.n_places
-        # Mean, and spread, of the distance at each place; middle, and mean excess over it, of each view.
+        # Mean, and spread, of the distance at each place; middle, and mean excess over it, of each view and of grain.
         self.register_buffer("patch_contrast", torch.ones(()))
         self.register_buffer("usual_patches", torch.stack([torch.zeros(n_places), torch.ones(n_places)]))
-        self.register_buffer("usual_views", torch.tensor([[0.0, 1.0]]).repeat(n_views, 1))
+        self.register_buffer("usual_views", torch.tensor([[0.0, 1.0]]).repeat(n_views + 1, 1))
         # Median, mean deficit and mean excess of each of three numbers.
         self.register_buffer("usual_path", torch.tensor([[0.0, 1.0, 1.0]]).repeat(3, 1))
 
