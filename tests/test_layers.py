@@ -80,11 +80,12 @@ TABLE = {
     },
     # The estimator.
     "features": {"backbones", "errors", "patch_grid", "pixels", "scratch"},
+    "tiles": {"errors", "features", "patch_grid", "pixels", "scoring", "scratch"},
     "pretrained": {"errors"},
     "parameters": {"augment", "backbones", "errors", "likelihoods", "nets", "priors", "scores", "thresholds"},
     "model_state": {
         "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "planning", "preprocessing",
-        "row_hashes", "features", "pixels", "tails", "thresholds", "training", "errors",
+        "row_hashes", "features", "pixels", "tails", "thresholds", "tiles", "training", "errors",
     },
     "scoring": {"ensemble", "memory", "scratch"},
     "planning": {
@@ -94,7 +95,7 @@ TABLE = {
     "detector": {
         "backbones", "ensemble", "errors", "features", "groups", "in_parts", "label_thresholds", "likelihoods",
         "model_state", "parameters", "pixels", "planning", "preprocessing", "pretrained", "row_hashes", "scores",
-        "scoring", "scratch", "splitting", "streaming", "tails", "thresholds", "training", "vae",
+        "scoring", "scratch", "splitting", "streaming", "tails", "thresholds", "tiles", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups", "number_texts"},
     # Scoring of tables of any size.
@@ -114,7 +115,7 @@ TABLE = {
     "traversal": {"errors"},
     "localisation": {"data.decoding", "data.images", "data.masks", "heat_maps", "pixel_metrics", "predictions"},
     "account": {
-        "", "by_type", "data", "errors", "features", "heat_maps", "localisation", "metrics", "paired", "planning",
+        "", "by_type", "data", "errors", "heat_maps", "localisation", "metrics", "paired", "pixels", "planning",
         "predictions", "report.contents", "report.diagnostics", "report.pictures", "scores", "thresholds", "traversal",
     },
     "paired": {"delong", "errors", "metrics"},
@@ -159,7 +160,7 @@ TABLE = {
     "cli.large": {"cli.common", "cli.images", "data.large", "errors", "memory"},
     "cli.fit": {
         "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.images", "detector", "errors",
-        "in_parts", "predictions", "row_hashes",
+        "in_parts", "predictions", "row_hashes", "splitting",
     },
     "cli.score": {
         "", "atomic", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps", "partial",

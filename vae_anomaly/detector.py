@@ -33,6 +33,7 @@ from vae_anomaly.planning import (
     architecture,
     build_vae,
     check_score,
+    core,
     default_score,
     find_backbone,
     n_held_out_references,
@@ -59,6 +60,7 @@ from vae_anomaly.splitting import Split, rows_to_fit, split_rows
 from vae_anomaly.streaming import RowsOnDisk
 from vae_anomaly.tails import excess_rows_needed
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr, or_extrapolate, p_values
+from vae_anomaly.tiles import TileSchema, check_tile, some_tiles
 from vae_anomaly.training import OnCheck, active_units, train
 from vae_anomaly.vae import VAE
 
@@ -127,6 +129,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     rank_share : float, default=0.15
         Weight of a value's rank beside its standardised value, from 0 to below 1: with 0 a column is standardised
         and no more, towards 1 its values are spread evenly.
+    tile : int, optional
+        Of images larger than that: cut each into overlapping squares of so many pixels a side (8 at least), half a
+        square from each to the next and the last ones at the edges. The networks are those of such squares, an image is
+        as odd as its oddest tiles (mean of their scores, weighted by rank), and threshold and p-values are those of
+        images, not of tiles. Each member learns from 500,000 tiles, or patches of tiles, at most, drawn by the seed.
     categorical_features : sequence of str, default=()
         Columns to take as categories although they hold numbers.
     flips : sequence of {"h", "v"}, default=()
@@ -201,6 +208,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         net: str = "auto",
         backbone: str | None = "auto",
         backbone_weights: str | os.PathLike[str] | None = None,
+        tile: int | None = None,
         beta: float = 1.0,
         min_scale: float = 0.05,
         n_mc: int = 16,
@@ -230,6 +238,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.net = net
         self.backbone = backbone
         self.backbone_weights = backbone_weights
+        self.tile = tile
         self.beta = beta
         self.min_scale = min_scale
         self.n_mc = n_mc
@@ -302,6 +311,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         frame = self._table(X)
         self.from_frame_ = isinstance(X, pd.DataFrame | TableInParts)
         self._check_categorical(frame)
+        self._check_tile(frame)
         self.seed_ = self._seed()
         generators = [_generator(self.seed_, member) for member in range(self.n_estimators + 1)]
         split = self._split(len(frame), generators)
@@ -334,6 +344,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if unknown:
             raise ValueError(f"categorical_features names {unknown[0]!r}, and X has no such column.")
 
+    def _check_tile(self, frame: Table) -> None:
+        if self.tile is None:
+            return
+        if not isinstance(frame, np.ndarray):
+            raise ValueError(f"tile={self.tile} is for images, of shape (n_samples, channels, height, width).")
+        check_tile(frame.shape[1:], self.tile)
+
     def _infer_schema(self, frame: Table, rows: NDArray[np.intp]) -> Schema | ImageSchema:
         """Schema of the training rows alone.
 
@@ -344,10 +361,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(frame, np.ndarray):
             if kind.columns == "categories":
                 raise ValueError(f"likelihood={self.likelihood!r} describes categories, and pixels are numbers.")
-            backbone = find_backbone(self, frame.shape[1:])
-            if backbone is not None:
-                return self._feature_schema(frame, rows, backbone, kind.scaling)
-            return PixelSchema.infer(frame, scaling=kind.scaling, rows=rows)
+            if self.tile is None:
+                return self._image_schema(frame, rows, kind.scaling)
+            shown = some_tiles(frame, rows, self.tile, self.seed_)
+            channels, height, width = frame.shape[1:]
+            return TileSchema((channels, height, width), self._image_schema(shown, np.arange(len(shown)), kind.scaling))
         if self.backbone not in (None, "auto"):
             raise ValueError(
                 f"backbone={self.backbone!r} is for images, of shape (n_samples, channels, height, width)."
@@ -365,6 +383,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
         except CellError as error:
             raise CellError(int(rows[error.row]), error.detail) from None
+
+    def _image_schema(
+        self, images: NDArray[np.float32], rows: NDArray[np.intp], scaling: str
+    ) -> PixelSchema | FeatureSchema:
+        backbone = find_backbone(self, images.shape[1:])
+        if backbone is not None:
+            return self._feature_schema(images, rows, backbone, scaling)
+        return PixelSchema.infer(images, scaling=scaling, rows=rows)
 
     def _feature_schema(
         self, images: NDArray[np.float32], rows: NDArray[np.intp], backbone: str, scaling: str
@@ -726,10 +752,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         encoded, score = self._encode(X), self._score()
-        function: Callable[..., Any] = functools.partial(score_and_shares, score)
-        if isinstance(self.schema_, FeatureSchema):
-            function = self.schema_.explained_function(score.function)
-        scores, entries = self._map_rows(function, encoded)
+        scores, entries = self._map_rows(self._explained_function(score), encoded)
         contributions = self.schema_.fold(entries)
         empty = by_blocks(_is_empty, encoded, np.arange(len(encoded)))
         scores[empty], contributions[empty] = np.nan, np.nan
@@ -837,7 +860,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def score_names_(self) -> list[str]:
         """Names of the scores that it can give."""
         check_is_fitted(self)
-        return scores_for(images=isinstance(self.schema_, PixelSchema))
+        return scores_for(images=isinstance(core(self.schema_), PixelSchema))
 
     def _score(self, name: str | None = None) -> Score:
         name = name or self.score_name_
@@ -853,12 +876,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def can_generate(self) -> bool:
-        """Whether :meth:`sample` and :meth:`reconstruct` can give something back: from features they can't."""
+        """Whether :meth:`sample` and :meth:`reconstruct` can give something back: from features or tiles they can't."""
         check_is_fitted(self)
-        return not isinstance(self.schema_, FeatureSchema)
+        return not isinstance(self.schema_, FeatureSchema | TileSchema)
 
     def _check_can_generate(self) -> None:
-        if isinstance(self.schema_, FeatureSchema):
+        if not self.can_generate:
             # It knows why not, and says so.
             self.schema_.decode(np.empty(0))
 
@@ -883,16 +906,25 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def _n_parts(self) -> int:
-        return self.schema_.n_parts if isinstance(self.schema_, FeatureSchema) else 1
+        return self.schema_.n_parts if isinstance(self.schema_, ImageSchema) else 1
 
     def _score_function(self, score: Score) -> Callable[..., torch.Tensor]:
-        if isinstance(self.schema_, FeatureSchema):
+        if isinstance(self.schema_, FeatureSchema | TileSchema):
             return self.schema_.score_function(score.function)
         return score.function
 
-    def _share_function(self, score: Score) -> Callable[..., torch.Tensor]:
+    def _explained_function(self, score: Score) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        with_shares = functools.partial(score_and_shares, score)
+        if isinstance(self.schema_, TileSchema):
+            return self.schema_.explained_function(score.function, with_shares)
         if isinstance(self.schema_, FeatureSchema):
-            return self.schema_.share_function(score.function)
+            return self.schema_.explained_function(score.function)
+        return with_shares
+
+    def _share_function(self, score: Score) -> Callable[..., torch.Tensor]:
+        if isinstance(self.schema_, FeatureSchema | TileSchema):
+            explained = self._explained_function(score)
+            return lambda vae, x, eps: explained(vae, x, eps)[1]
 
         def function(vae: VAE, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
             return shares(score, vae, x, eps)
@@ -927,8 +959,9 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:
     """
     detector = model_state.restore(VAEDetector, path)
     detector.ensemble_.to(find_device(device))
-    if isinstance(detector.schema_, FeatureSchema):
-        detector.schema_.to(find_device(device))
+    seen = core(detector.schema_)
+    if isinstance(seen, FeatureSchema):
+        seen.to(find_device(device))
     return detector
 
 

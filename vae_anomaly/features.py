@@ -55,8 +55,9 @@ class FeatureSchema(ImageSchema):
     """How images of one shape become rows of numbers that describe their patches.
 
     A row holds all patches of an image, and of each its standardised features and where it is. The networks see
-    single patches (:meth:`parts`), and what they say of them becomes what is said of the image (:meth:`score_function`,
-    :meth:`share_function`); splits, calibration and hashes know images alone, as the patches of one image are alike.
+    single patches (:meth:`parts`), and what they say of them becomes what is said of the image
+    (:meth:`explained_function`); splits, calibration and hashes know images alone, as the patches of one image are
+    alike.
 
     Parameters
     ----------
@@ -174,11 +175,6 @@ class FeatureSchema(ImageSchema):
         """The first of :meth:`explained_function`."""
         both = self.explained_function(function)
         return lambda vae, x, eps: both(vae, x, eps)[0]
-
-    def share_function(self, function: RowFunction) -> RowFunction:
-        """The second of :meth:`explained_function`."""
-        both = self.explained_function(function)
-        return lambda vae, x, eps: both(vae, x, eps)[1]
 
     def fold(self, entries: NDArray[Any]) -> NDArray[np.float64]:
         """What falls to each pixel of what patches contribute, shape (n, n_features); channels share it alike."""

@@ -24,6 +24,7 @@ from vae_anomaly.preprocessing import Schema
 from vae_anomaly.row_hashes import check_sketch
 from vae_anomaly.tails import MIN_EXCESSES, Extrapolation
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
+from vae_anomaly.tiles import TileSchema
 from vae_anomaly.training import History
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def save(detector: "VAEDetector", path: str | os.PathLike[str], notes: dict[str,
     """Write the detector's state to a model file."""
     tensors = {f"ensemble.{name}": _array(value) for name, value in detector.ensemble_.tensors().items()}
     tensors |= {f"history.{field.name}": getattr(detector.history_, field.name) for field in fields(History)}
-    if isinstance(detector.schema_, FeatureSchema):
+    if isinstance(detector.schema_, ImageSchema):
         tensors |= {f"backbone.{name}": _array(value) for name, value in detector.schema_.tensors().items()}
     tensors["eps"] = _array(detector.eps_)
     tensors["calibration_scores"] = detector.calibration_scores_
@@ -118,7 +119,7 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
         params[name] = tuple(params[name])
     detector = kind(**params)
     # The device that it was fitted on need not be here.
-    check_params({**params, "device": "cpu"})
+    check_params({**detector.get_params(), "device": "cpu"})
     detector.schema_ = _schema(header["schema"], tensors)
     detector.architecture_ = header["architecture"]
     detector.seed_, detector.fingerprint_ = params["random_state"], header["fingerprint"]
@@ -151,13 +152,13 @@ def _part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _schema(found: Any, tensors: dict[str, Any]) -> Schema | ImageSchema:
-    """A table has a list of columns, images have one shape, and features a backbone, too."""
+    """A table has a list of columns, images have one shape, features a backbone, too, and tiles a schema of theirs."""
     if not isinstance(found, dict):
         return Schema.from_json(found)
-    if "backbone" not in found:
-        return PixelSchema.from_json(found)
     weights = {name: torch.from_numpy(value) for name, value in _part(tensors, "backbone.").items()}
-    return FeatureSchema.restore(found, weights)
+    if "inner" in found:
+        return TileSchema.restore(found, weights)
+    return FeatureSchema.restore(found, weights) if "backbone" in found else PixelSchema.from_json(found)
 
 
 def _restore_threshold(detector: "VAEDetector", found: dict[str, Any]) -> None:

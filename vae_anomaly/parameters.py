@@ -58,6 +58,7 @@ LIMITS = {
     "patience": Limits(Real, 0),
     "robust": Limits(Real, 0, 0.49),
     "rank_share": Limits(Real, 0, 0.95),
+    "tile": Limits(Integral, 8, optional=True),
     "shift": Limits(Integral, 0),
     "brightness": Limits(Real, 0, 1),
 }

@@ -17,32 +17,34 @@ DECAY = 3.0
 RowFunction = Callable[..., Tensor]
 
 
-def rank_weights(n_patches: int) -> Tensor:
+def rank_weights(n_patches: int, *, n_whole: float | None = None) -> Tensor:
     """Weight of the highest score, of the second highest, and so on; they sum to one.
 
     They fall slowly over the top hundredth of the patches, and fast beyond: a defect is small, and among a thousand
     normal patches the highest score alone is noise. None is zero, so that a map of what patches contribute ranks all.
+    With ``n_whole``, it is the top hundredth of so many patches.
 
     Examples
     --------
     >>> [round(float(weight), 2) for weight in rank_weights(4)]
     [0.85, 0.11, 0.03, 0.01]
     """
-    scale = max(1.0, TOP_SHARE * n_patches)
+    scale = max(1.0, TOP_SHARE * (n_patches if n_whole is None else n_whole))
     weights = (1.0 + torch.arange(n_patches, dtype=torch.float64) / scale) ** -DECAY
     return (weights / weights.sum()).float()
 
 
-def summarised(scores: Tensor) -> tuple[Tensor, Tensor]:
+def summarised(scores: Tensor, *, n_whole: float | None = None) -> tuple[Tensor, Tensor]:
     """Score of each image, and what each of its patches contributes to it, from scores of shape (n, n_patches).
 
     The score is the mean of those of the patches, weighted by their rank. All patches contribute alike to what the
     lowest of them has, and each its part of what it has beyond: so they contribute in the order of their scores.
+    ``n_whole`` is that of :func:`rank_weights`.
     """
     n_patches = scores.shape[1]
     lowest = scores.min(dim=1, keepdim=True).values
     order = scores.argsort(dim=1, descending=True, stable=True)
-    excess = rank_weights(n_patches).to(scores) * (scores.gather(1, order) - lowest)
+    excess = rank_weights(n_patches, n_whole=n_whole).to(scores) * (scores.gather(1, order) - lowest)
     parts = torch.zeros_like(scores).scatter(1, order, excess) + lowest / n_patches
     return parts.sum(dim=1), parts
 

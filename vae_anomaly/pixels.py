@@ -95,9 +95,23 @@ class ImageSchema(ABC):
         spots = [f"row {y + 1}, column {x + 1}" for y in range(height) for x in range(width)]
         return spots if channels == 1 else [f"{spot}, channel {c + 1}" for c in range(channels) for spot in spots]
 
+    @property
+    def core(self) -> "ImageSchema":
+        """Schema of the images that the networks see, or see patches of."""
+        return self
+
+    @property
+    def n_parts(self) -> int:
+        """Samples that the networks see of an image."""
+        return 1
+
     def notes(self) -> list[str]:
         """Nothing is unexpected about a pixel."""
         return []
+
+    def tensors(self) -> dict[str, Any]:
+        """Tensors that :meth:`to_json` does not hold."""
+        return {}
 
     @abstractmethod
     def encode(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -77,6 +77,11 @@ if TYPE_CHECKING:
     type=click.IntRange(4, 2048),
     help="Height and width that images are resized to [default: found in the files].",
 )
+@click.option(
+    "--tile",
+    type=click.IntRange(8, 2048),
+    help="Cut images, at their own size, into overlapping squares of so many pixels a side, and stitch their maps.",
+)
 @click.option("--hidden", default="96,96", show_default=True, help="Widths of the encoder's layers.")
 @click.option("--beta", type=FiniteRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
 @click.option("--min-scale", type=FiniteRange(0, min_open=True), default=0.05, show_default=True)
@@ -152,10 +157,10 @@ def command(
         "text_columns": categorical if group is None else (*categorical, group),
     }
     seed = params["random_state"]
-    image_only: dict[str, Any] = {"normal_class": normal_class, "root": root, "size": size}
+    image_only: dict[str, Any] = {"normal_class": normal_class, "root": root, "size": size, "tile": params["tile"]}
     large = (
         None
-        if normal_class or size
+        if normal_class or size or params["tile"]
         else open_large(data, images=images, max_rows=max_rows, max_memory=max_memory, **columns)
     )
     if large is None:
@@ -192,7 +197,8 @@ def _check_images(table: "Data | Images | LargeTable", params: dict[str, Any]) -
     """Refuse for a table what changes images."""
     from vae_anomaly.data.images import Images
 
-    for name, option in (("flips", "--flip"), ("shift", "--shift"), ("brightness", "--brightness")):
+    options = {"flips": "--flip", "shift": "--shift", "brightness": "--brightness", "tile": "--tile"}
+    for name, option in options.items():
         if not isinstance(table, Images) and params[name]:
             raise click.UsageError(f"{option} is for images, and {table.name} holds none.")
 
@@ -341,6 +347,18 @@ def _duplicates(detector: "VAEDetector") -> int | None:
     return None if n_distinct > MAX_KEPT else detector.n_rows_["train"] - n_distinct
 
 
+def _tell_parts(quiet: bool, detector: "VAEDetector") -> None:
+    """Say that not all patches or tiles of the images are learned from, where there are too many."""
+    from vae_anomaly.splitting import MAX_PARTS
+
+    n_parts = detector.n_rows_["train"] * getattr(detector.schema_, "n_parts", 1) if detector.holds_images else 0
+    if n_parts > MAX_PARTS:
+        tell(
+            quiet,
+            f"Each member learned from {MAX_PARTS:,} of their {n_parts:,} patches or tiles at most, drawn by the seed.",
+        )
+
+
 def _tell_summary(quiet: bool, detector: "VAEDetector", summary: dict[str, Any]) -> None:
     for note in summary["notes"]:
         tell(quiet, note)
@@ -357,6 +375,7 @@ def _tell_summary(quiet: bool, detector: "VAEDetector", summary: dict[str, Any])
         f"Trained on {summary['trained_on']} of them, {detector.n_estimators} members, "
         f"{detector.active_units_.mean():.3g} of {detector.architecture_['latent_dim']} latent units active.",
     )
+    _tell_parts(quiet, detector)
     if detector.holds_images and summary["duplicates"]:
         tell(quiet, f"{summary['duplicates']} of them are equal to another one, and count as often as they are there.")
     tell(quiet, f"Threshold {detector.threshold_:.6g}: {promise(detector)}.")

@@ -70,15 +70,17 @@ def read_any(
     root: str,
     cache_gb: float,
     size: int | None = None,
+    tile: int | None = None,
     detector: "VAEDetector | None" = None,
     **columns: Any,
 ) -> "Data | Images":
     """Table or images at ``path``; of a data set that comes in two parts, the one called ``split``.
 
-    The model's images decide the shape of new ones.
+    The model's images decide the shape of new ones. To be cut into tiles, images keep their own size unless one is
+    named.
     """
     if not (images or holds_images(path)):
-        check_table(path, normal_class, size)
+        check_table(path, normal_class, size, tile)
         return read_data(path, **columns)
     _refuse_columns(columns)
     shape = getattr(detector.schema_, "shape", None) if detector is not None and detector.holds_images else None
@@ -91,13 +93,36 @@ def read_any(
     # fit decodes each image once, and has no use for them afterwards.
     found = _read(path, split, normal_class, root, columns, options, cache_gb=0.0 if detector is None else cache_gb)
     in_split = found.splits == split
-    return found.take(in_split) if in_split.any() else found
+    chosen = found.take(in_split) if in_split.any() else found
+    return _at_own_size(chosen) if tile is not None and size is None else chosen
 
 
-def check_table(path: str, normal_class: Sequence[str] = (), size: int | None = None) -> None:
+def _at_own_size(images: "Images") -> "Images":
+    """Images that are not resized.
+
+    Raises
+    ------
+    DataError
+        If they are not all of one size.
+    """
+    from dataclasses import replace
+
+    from vae_anomaly.errors import DataError
+
+    sizes = images.X.own_sizes(most=len(images))
+    if len(sizes) > 1:
+        (low, *_, high) = (f"{width} x {height}" for height, width in sizes)
+        raise DataError(
+            f"{images.name} has images of {len(sizes)} sizes, such as {low} and {high} pixels, and tiles are cut from "
+            "images of one size. Name a height and width for all with --size."
+        )
+    return replace(images, X=images.X.resized(*sizes)) if sizes else images
+
+
+def check_table(path: str, normal_class: Sequence[str] = (), size: int | None = None, tile: int | None = None) -> None:
     """Refuse options that only images have, and a folder in which there is nothing to read."""
-    if normal_class or size:
-        option = "--normal-class" if normal_class else "--size"
+    if normal_class or size or tile:
+        option = "--normal-class" if normal_class else "--size" if size else "--tile"
         raise click.UsageError(f"{option} is for images, and {path} holds none.")
     if os.path.isdir(path):
         _check_folder(path)

@@ -70,7 +70,9 @@ def _schema(schema: list[dict[str, Any]] | dict[str, Any]) -> dict[str, dict[str
     """Columns of a table, or the shape of images."""
     if isinstance(schema, dict):
         channels, height, width = schema["shape"]
-        return {"Images": {"height": height, "width": width, "channels": channels, **_backbone(schema)}}
+        inner = schema.get("inner", schema)
+        tiles = {} if inner is schema else {"tiles": "{1} x {2} pixels".format(*inner["shape"])}
+        return {"Images": {"height": height, "width": width, "channels": channels, **tiles, **_backbone(inner)}}
     return {f"Columns ({len(schema)})": {column["name"]: _column(column) for column in schema}}
 
 

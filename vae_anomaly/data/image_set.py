@@ -161,8 +161,8 @@ class ImageSet:
         """Path of image ``i``, or None for an array."""
         return None if isinstance(self.source, _Pixels) else self.source.paths[self.rows[i]]
 
-    def own_sizes(self) -> list[tuple[int, int]]:
-        """Heights and widths that the images have before they are resized, of 64 files spread over all; sorted.
+    def own_sizes(self, *, most: int = _N_SAMPLED) -> list[tuple[int, int]]:
+        """Heights and widths that the images have before they are resized, of ``most`` files spread over all; sorted.
 
         Examples
         --------
@@ -172,8 +172,18 @@ class ImageSet:
         if isinstance(self.source, _Pixels):
             height, width = self.source.array.shape[1:3]
             return [(height, width)]
-        found = _headers([self.source.paths[row] for row in self.rows[_spread(len(self))]])[0]
+        found = _headers([self.source.paths[row] for row in self.rows[_spread(len(self), most)]])[0]
         return sorted({one.size for one in found})
+
+    def resized(self, size: int | tuple[int, int]) -> "ImageSet":
+        """The same images at another height and width; of those decoded before, none is kept.
+
+        Examples
+        --------
+        >>> ImageSet.from_array(np.zeros((5, 8, 9), np.uint8)).resized((4, 6)).shape
+        (5, 1, 4, 6)
+        """
+        return replace(self, size=image_size(size), cache=_Cache(self.cache.n_bytes))
 
     def take(self, chosen: ArrayLike) -> "ImageSet":
         """The images that a boolean mask or an array of positions names."""
@@ -339,9 +349,9 @@ def _sampled_headers(paths: Sequence[str]) -> list[Header]:
     raise DataError(f"None of {len(paths)} images can be decoded; the first is {first_reason}.")
 
 
-def _spread(n: int) -> NDArray[np.intp]:
+def _spread(n: int, most: int = _N_SAMPLED) -> NDArray[np.intp]:
     """Positions of some of ``n`` files, spread over all."""
-    return np.unique(np.linspace(0, n - 1, min(_N_SAMPLED, n)).astype(np.intp))
+    return np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.intp))
 
 
 def _headers(paths: Sequence[str]) -> tuple[list[Header], str]:
