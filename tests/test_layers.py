@@ -70,6 +70,7 @@ TABLE = {
     # Images.
     "data.decoding": set(),
     "data.image_set": {"data.decoding", "errors"},
+    "data.drawings": {"data.image_set"},
     "data.image_arrays": {"errors"},
     "data.named": {"data.image_set", "data.images", "errors"},
     "data.maps": {"atomic", "data.decoding"},
@@ -159,8 +160,8 @@ TABLE = {
     "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
     "cli.large": {"cli.common", "cli.images", "data.large", "errors", "memory"},
     "cli.fit": {
-        "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.images", "detector", "errors",
-        "in_parts", "predictions", "row_hashes", "splitting",
+        "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.drawings", "data.images", "detector",
+        "errors", "in_parts", "predictions", "row_hashes", "splitting",
     },
     "cli.score": {
         "", "atomic", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps", "partial",

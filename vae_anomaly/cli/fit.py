@@ -1,7 +1,7 @@
 """vae-anomaly fit: normal rows in, model file out."""
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -166,7 +166,8 @@ def command(
     if large is None:
         table = read_any(data, split="train", images=images, cache_gb=cache_gb, **image_only, **columns)
         _check_images(table, params)
-        rows = _normal(table, cache_gb, quiet)
+        asked = size or any(params[name] not in (None, "auto") for name in ("tile", "backbone", "net", "likelihood"))
+        rows = _normal(table, cache_gb, quiet, as_drawings=not asked)
         if max_rows is not None:
             rows = _fewer(rows, max_rows, seed)
     else:
@@ -203,16 +204,19 @@ def _check_images(table: "Data | Images | LargeTable", params: dict[str, Any]) -
             raise click.UsageError(f"{option} is for images, and {table.name} holds none.")
 
 
-def _normal(table: "Data | Images", cache_gb: float, quiet: bool) -> _Rows:
-    """What to train on; images that can't be decoded are left out."""
+def _normal(table: "Data | Images", cache_gb: float, quiet: bool, *, as_drawings: bool) -> _Rows:
+    """What to train on; images that can't be decoded are left out, drawings brought to few pixels."""
     from vae_anomaly.data import Data
     from vae_anomaly.data.decode_once import decode_once
+    from vae_anomaly.data.drawings import fewer_pixels
 
     normal = table.normal()
     X = normal.X
     if not isinstance(normal, Data):
         check_normal(normal, quiet)
-        tell_resized(normal, quiet)
+        if as_drawings:
+            normal = replace(normal, X=fewer_pixels(normal.X))
+        tell_resized(normal, quiet, few_tones=normal.X is not X)
         with image_progress(quiet, "Decoding", "Decoded", len(normal)) as on_part:
             X, reasons = decode_once(normal.X, cache_gb=cache_gb, on_part=on_part)
         if (reasons != "").any():

@@ -206,15 +206,16 @@ def image_progress(quiet: bool, doing: str, done: str, n_images: int) -> "Iterat
     tell(quiet, f"{done} {count:,} images, {rate()}.")
 
 
-def tell_resized(images: "Images", quiet: bool) -> None:
-    """Say to which size images are brought that have another one, or several."""
+def tell_resized(images: "Images", quiet: bool, *, few_tones: bool = False) -> None:
+    """Say to which size images are brought that have another one, or several; and whether their few tones are why."""
     sizes = images.X.own_sizes()
     height, width = images.X.size
     if sizes in ([], [(height, width)]):
         return
     low, *rest = (f"{w} x {h}" for h, w in sizes)
     what = f"of {len(sizes)} sizes, such as {low} and {rest[-1]}," if rest else f"of {low} pixels"
-    tell(quiet, f"Images {what} are brought to {width} x {height} pixels; --size names another side.")
+    why = ", as they have few tones" if few_tones else ""
+    tell(quiet, f"Images {what} are brought to {width} x {height} pixels{why}; --size names another side.")
 
 
 def _array_rank(path: str) -> int:

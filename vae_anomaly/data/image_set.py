@@ -185,6 +185,10 @@ class ImageSet:
         """
         return replace(self, size=image_size(size), cache=_Cache(self.cache.n_bytes))
 
+    def brought_to(self, size: int | tuple[int, int], channels: int) -> "ImageSet":
+        """The same images in another size, grey (1) or in colour (3); nothing is decoded before it is asked for."""
+        return replace(self, size=image_size(size), channels=channels, cache=_Cache(self.cache.n_bytes))
+
     def take(self, chosen: ArrayLike) -> "ImageSet":
         """The images that a boolean mask or an array of positions names."""
         return replace(self, rows=self.rows[positions_of(chosen, len(self))])
