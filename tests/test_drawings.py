@@ -36,6 +36,16 @@ def test_photographs_are_none():
     assert not is_drawing(rng.random((5, 40, 40), np.float32))
 
 
+def test_a_pattern_that_fills_the_image_is_none():
+    """Its small parts count."""
+    traces = np.zeros((4, 120, 120), np.float32)
+    traces[:, ::12] = traces[:, 1::12] = traces[:, 2::12] = 1.0
+    traces[:, :, 60:64] = 1.0
+    assert not is_drawing(traces)
+    framed = np.pad(traces[:, 20:-20, 20:-20], ((0, 0), (20, 20), (20, 20)))
+    assert is_drawing(framed)
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
@@ -48,7 +58,7 @@ def test_photographs_are_none():
 )
 def test_drawings_have_48_pixels_where_they_are_larger(shape, expected):
     page = np.zeros((3, *shape), np.uint8)
-    page[:, shape[0] // 4 : shape[0] // 3] = 255
+    page[:, shape[0] // 4 : shape[0] // 3, 10:-10] = 255
     assert fewer_pixels(ImageSet.from_array(page, size=shape)).shape[1:] == expected
 
 

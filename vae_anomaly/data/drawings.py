@@ -13,6 +13,9 @@ N_LOOKED_AT = 16
 GROUND_SHARE, GROUND_WIDTH = 0.6, 2 / 255
 # And two tones have 0.28 to 0.91 of such photographs, 0.86 of digits. Both must be met.
 TONES_SHARE, TONE_WIDTH = 0.8, 8 / 255
+# What is drawn lies on its ground. A pattern that fills the image, such as the traces of a circuit board, has small
+# parts that count, and runs over the edge.
+EDGE_SHARE = 0.8
 # Up to so many numbers, an image is modelled pixel by pixel, and compared with others by its large parts.
 MAX_NUMBERS = 4096
 # Longer side, in grey and in colour.
@@ -22,7 +25,7 @@ LEAST_COLOUR = 0.02
 
 
 def is_drawing(images: NDArray[np.float32]) -> bool:
-    """Whether images are mostly plain ground, and nearly all of the rest is of one more tone.
+    """Whether images are mostly plain ground, edges too, and nearly all of the rest is of one more tone.
 
     Parameters
     ----------
@@ -36,20 +39,22 @@ def is_drawing(images: NDArray[np.float32]) -> bool:
     >>> is_drawing(strokes), is_drawing(np.random.default_rng(0).random((1, 40, 40), np.float32))
     (True, False)
     """
-    shares = np.array([_shares(image.ravel()) for image in images])
-    ground, tones = np.median(shares, axis=0)
-    return bool(ground >= GROUND_SHARE and tones >= TONES_SHARE)
+    ground, tones, edge = np.median([_shares(image) for image in images], axis=0)
+    return bool(ground >= GROUND_SHARE and tones >= TONES_SHARE and edge >= EDGE_SHARE)
 
 
-def _shares(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Share of the pixels about the most frequent value, and about it or the next tone."""
-    counts = np.bincount((255 * values).round().astype(np.intp), minlength=256).astype(float) / len(values)
+def _shares(image: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Share of the pixels about the most frequent value, about it or the next tone, and at the edge of the first."""
+    values = (255 * image).round().astype(np.intp)
+    counts = np.bincount(values.ravel(), minlength=256).astype(float) / values.size
     near = _sums(counts, round(255 * GROUND_WIDTH))
     wide, width = _sums(counts, round(255 * TONE_WIDTH)), round(255 * TONE_WIDTH)
     first = int(wide.argmax())
     others = counts.copy()
     others[max(0, first - width) : first + width + 1] = 0.0
-    return float(near.max()), float(wide[first] + _sums(others, width).max())
+    edge = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    at_edge = np.abs(edge - int(near.argmax())) <= width
+    return float(near.max()), float(wide[first] + _sums(others, width).max()), float(at_edge.mean())
 
 
 def _sums(counts: NDArray[np.float64], width: int) -> NDArray[np.float64]:
