@@ -252,10 +252,9 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     headings = {
         "classes": "## One digit against the others\n\n70 % of the images of a digit train; the others, and all other "
         "digits, test. `default` is the score that the detector takes by itself (`patch_novelty`, which asks no "
-        "network: with `max_steps=1` it is the same), the others are of the same fits.",
+        "network: with `max_steps=1` it is the same), the others are of fits of seed 0.",
         "foreign": f"## All digits against what is none\n\nOne model of {FOREIGN_TRAIN:,} digits of all classes; "
-        f"{MAX_FOREIGN} new digits against {MAX_FOREIGN} images of each kind. With `max_steps=1` stand scores "
-        "that ask no network, which are the same after training.",
+        f"{MAX_FOREIGN} new digits against {MAX_FOREIGN} images of each kind.",
     }
     for part, heading in headings.items():
         some = [run for run in runs if run["part"] == part]
