@@ -18,7 +18,8 @@ __all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "map_
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
 SCORING_BATCH = 512
-# A few rows alone come in a smaller block, where that gives the same bits; tried from the first on.
+# A few rows alone come in a smaller block, and all members at once, where that gives the same bits; tried the first
+# time.
 SMALL_BATCHES = (8, 16, 32)
 # Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for
 # each row, for all members at once.
@@ -74,7 +75,8 @@ def map_rows(
     holed = by_blocks(_is_holed, encoded, np.arange(len(encoded)))
     if again and 0 < len(encoded) <= SMALL_BATCHES[-1] and not (holed.any() and not holed.all()):
         size = _small_batch(ensemble, eps, function, encoded.shape[1], holed=bool(holed.all()))
-        return _map_blocks(ensemble, eps, function, encoded, size, holed=bool(holed.all()))
+        few = size < block_size(encoded.shape[1])
+        return _map_blocks(ensemble, eps, function, encoded, size, holed=bool(holed.all()), together=few)
     size = block_size(encoded.shape[1], n_parts)
     if not holed.any():
         return _map_blocks(ensemble, eps, function, encoded, size, holed=False)
@@ -112,6 +114,7 @@ def _map_blocks(
     size: int,
     *,
     holed: bool,
+    together: bool = False,
 ) -> Any:
     keep_freed_memory()
     vae, device = ensemble.skeleton, ensemble.device
@@ -131,7 +134,7 @@ def _map_blocks(
                 padding = np.zeros((*block.shape[:-2], size - n_rows, block.shape[-1]), dtype=np.float32)
                 block = np.concatenate([block, padding], axis=-2)
             x = torch.from_numpy(block if block.flags.writeable else block.copy()).to(device)
-            values = ensemble.map(function, x, eps, in_dims=(None if shared else 0, None))
+            values = ensemble.map(function, x, eps, in_dims=(None if shared else 0, None), together=together)
             results.append(tuple(map(kept, values)) if isinstance(values, tuple) else kept(values))
     finally:
         vae.imputation_steps, vae.complete = 0, False
@@ -159,7 +162,9 @@ def _small_batch(ensemble: Ensemble, eps: Tensor, function: RowFunction, n_entri
             size
             for size in SMALL_BATCHES
             if size < usual
-            and np.array_equal(_map_blocks(ensemble, eps, function, rows, size, holed=holed), wanted, equal_nan=True)
+            and np.array_equal(
+                _map_blocks(ensemble, eps, function, rows, size, holed=holed, together=True), wanted, equal_nan=True
+            )
         )
         known[function, holed] = next(alike, usual)
     return known[function, holed]
