@@ -47,6 +47,14 @@ def test_all_scores_are_compared_with_the_models_own(models):
     assert kl["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, read_predictions("s.csv")["kl"]), abs=1e-9)
 
 
+def test_a_copy_of_a_model_ranks_alike(models):
+    """There is no test to make of no difference, and no figure is made up for one."""
+    Path("copy.safetensors").write_bytes(models[0].read_bytes())
+    result = run("report", models[0], "copy.safetensors", *LABELLED, "-o", "out")
+    assert "copy.safetensors and pump.safetensors rank each anomaly against each normal row alike." in result.stderr
+    assert "nan" not in result.stderr
+
+
 def test_scores_need_not_be_compared(models):
     assert "compared" not in report(models[0], *LABELLED, "--no-scores")
 

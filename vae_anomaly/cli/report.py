@@ -1,6 +1,7 @@
 """vae-anomaly report: model and rows in, one HTML page and the figures behind it out."""
 
 import json
+import math
 import shlex
 import sys
 from contextlib import ExitStack
@@ -282,6 +283,9 @@ def _tell_parts(quiet: bool, contents: "Contents", several: bool) -> None:
         difference = other.difference
         assert difference.low is not None
         assert difference.high is not None
+        if math.isnan(other.p_value):
+            tell(quiet, f"{other.name} and {contents.compared[0].name} rank each anomaly against each normal row alike.")
+            continue
         how = "better" if difference.low > 0 else "worse" if difference.high < 0 else "neither better nor worse"
         tell(
             quiet,
