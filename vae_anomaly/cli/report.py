@@ -279,17 +279,18 @@ def _tell_parts(quiet: bool, contents: "Contents", several: bool) -> None:
         tell(quiet, f"Caught least: {least.name}, {least.n_caught} of {least.n_anomalies} ({_percent(least.recall)}).")
     for note in contents.compared_notes:
         tell(quiet, note)
+    own = contents.compared[0].name if several else ""
     for other in contents.compared[1:] if several else ():
         difference = other.difference
         assert difference.low is not None
         assert difference.high is not None
         if math.isnan(other.p_value):
-            tell(quiet, f"{other.name} and {contents.compared[0].name} rank each anomaly against each normal row alike.")
+            tell(quiet, f"{other.name} and {own} rank each anomaly against each normal row alike.")
             continue
         how = "better" if difference.low > 0 else "worse" if difference.high < 0 else "neither better nor worse"
         tell(
             quiet,
-            f"{other.name} ranks these rows {how} than {contents.compared[0].name}: ROC-AUC {difference.value:+.4f} "
+            f"{other.name} ranks these rows {how} than {own}: ROC-AUC {difference.value:+.4f} "
             f"({difference.low:+.4f} to {difference.high:+.4f}; DeLong, p = {other.p_value:.2g}).",
         )
 
