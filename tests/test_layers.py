@@ -46,9 +46,10 @@ TABLE = {
     "ensemble": {"nets", "priors", "vae"},
     "augment": set(),
     "streaming": set(),
-    "patches": {"neighbours", "picture", "vae"},
+    "usual": set(),
+    "patches": {"neighbours", "picture", "usual", "vae"},
     "image_scores": {"vae"},
-    "scores": {"image_scores", "neighbours", "patches", "vae"},
+    "scores": {"image_scores", "neighbours", "patches", "usual", "vae"},
     "optimizer": set(),
     "training": {"ensemble", "errors", "memory", "optimizer", "splitting", "vae"},
     # Tables and files.
@@ -116,7 +117,7 @@ TABLE = {
     "traversal": {"errors"},
     "localisation": {"data.decoding", "data.images", "data.masks", "heat_maps", "pixel_metrics", "predictions"},
     "account": {
-        "", "by_type", "data", "errors", "heat_maps", "localisation", "metrics", "paired", "pixels", "planning",
+        "", "by_type", "data", "errors", "heat_maps", "localisation", "metrics", "paired", "planning",
         "predictions", "report.contents", "report.diagnostics", "report.pictures", "scores", "thresholds", "traversal",
     },
     "paired": {"delong", "errors", "metrics"},
@@ -161,7 +162,7 @@ TABLE = {
     "cli.large": {"cli.common", "cli.images", "data.large", "errors", "memory"},
     "cli.fit": {
         "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.drawings", "data.images", "detector",
-        "errors", "in_parts", "predictions", "row_hashes", "splitting",
+        "errors", "in_parts", "planning", "predictions", "row_hashes", "splitting",
     },
     "cli.score": {
         "", "atomic", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps", "partial",

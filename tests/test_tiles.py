@@ -12,7 +12,6 @@ from vae_anomaly.errors import DataError, ModelFileError
 from vae_anomaly.heat_maps import anomaly_maps
 from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.pixels import PixelSchema
-from vae_anomaly.planning import core
 from vae_anomaly.scores import SCORES
 from vae_anomaly.tiles import TileSchema, some_tiles, starts
 
@@ -164,7 +163,7 @@ def test_the_network_is_that_of_a_tile(detector):
     assert detector.architecture_["n_entries"] == alone.architecture_["n_entries"]
     assert detector.score_name_ == alone.score_name_
     assert detector.score_names_ == alone.score_names_
-    assert core(detector.schema_).shape == alone.schema_.shape
+    assert detector.schema_.core.shape == alone.schema_.shape
 
 
 def test_images_and_not_tiles_are_split_and_calibrated(detector):

@@ -16,7 +16,6 @@ from vae_anomaly.heat_maps import anomaly_maps, colour_scale
 from vae_anomaly.localisation import localisation
 from vae_anomaly.metrics import MAX_FPR, Evaluation, Unlabelled, evaluate
 from vae_anomaly.paired import Compared, compare_scores
-from vae_anomaly.pixels import ImageSchema
 from vae_anomaly.planning import check_score
 from vae_anomaly.predictions import align, as_fitted, by_parts, predict_table, top_features
 from vae_anomaly.report.contents import Contents
@@ -363,8 +362,7 @@ def _types(evaluation: Evaluation | Unlabelled, rows: "Data | Images", types: st
 
 def _cheap_scores(detector: "VAEDetector") -> list[str]:
     """Scores of the detector that do not take long; decoding a wide image for each draw does."""
-    schema, n_entries = detector.schema_, detector.architecture_["n_entries"]
-    n_drawn = detector.n_mc * n_entries * (schema.n_parts if isinstance(schema, ImageSchema) else 1)
+    n_drawn = detector.n_mc * detector.architecture_["n_entries"] * detector.schema_.n_parts
     wide = detector.holds_images and n_drawn > MAX_DRAWN_ENTRIES
     return [name for name in detector.score_names_ if not (SCORES[name].costly or (wide and SCORES[name].draws))]
 

@@ -33,7 +33,6 @@ from vae_anomaly.planning import (
     architecture,
     build_vae,
     check_score,
-    core,
     default_score,
     find_backbone,
     n_held_out_references,
@@ -473,7 +472,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _train(
         self, encoded: NDArray[np.float32], split: Split, generators: list[torch.Generator], on_check: OnCheck | None
     ) -> None:
-        device, n_parts = find_device(self.device), self._n_parts
+        device, n_parts = find_device(self.device), self.schema_.n_parts
         encoded, split = encoded.reshape(len(encoded) * n_parts, -1), split.parts(n_parts, generators[:-1])
         x = torch.from_numpy(encoded)
         rest = torch.from_numpy(split.fitted)
@@ -516,7 +515,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32], split: Split
     ) -> Floats:
         """``function`` of the calibration rows, each by the members that did not see it."""
-        n_parts = self._n_parts
+        n_parts = self.schema_.n_parts
         if split.aside is not None:
             return by_blocks(lambda part: self._map_rows(function, part), encoded, split.aside, n_parts)
         folds, n_entries = split.held_out.numpy(), encoded.shape[1]
@@ -812,11 +811,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         vae.imputation_steps = IMPUTATION_STEPS if np.isnan(encoded).any() else 0
         with torch.no_grad():
             rows = torch.from_numpy(encoded).to(self.ensemble_.device)
-            rows = rows.reshape(len(rows) * self._n_parts, -1)
+            rows = rows.reshape(len(rows) * self.schema_.n_parts, -1)
             starts = range(0, len(rows), SCORING_BATCH)
             codes = [vae.encode(rows[start : start + SCORING_BATCH]).mean for start in starts]
         joined = torch.cat(codes).double()
-        return joined.reshape(len(encoded), self._n_parts, -1).mean(dim=1).cpu().numpy()
+        return joined.reshape(len(encoded), self.schema_.n_parts, -1).mean(dim=1).cpu().numpy()
 
     def decode(self, codes: ArrayLike, *, member: int = 0) -> pd.DataFrame | NDArray[np.float32]:
         """What one member expects at codes as :meth:`latent` gives them: the decoder's mean.
@@ -860,7 +859,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def score_names_(self) -> list[str]:
         """Names of the scores that it can give."""
         check_is_fitted(self)
-        return scores_for(images=isinstance(core(self.schema_), PixelSchema))
+        return scores_for(images=isinstance(self.schema_.core, PixelSchema))
 
     def _score(self, name: str | None = None) -> Score:
         name = name or self.score_name_
@@ -895,7 +894,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return encoded
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
-        function, n_parts = self._score_function(score), self._n_parts
+        function, n_parts = self._score_function(score), self.schema_.n_parts
         # With parts the function is a new one each time.
         scores: Floats = map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=n_parts == 1)
         scores[by_blocks(_is_empty, encoded, np.arange(len(encoded)))] = np.nan
@@ -903,10 +902,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _shares(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         return self.schema_.fold(self._map_rows(self._share_function(score), encoded))
-
-    @property
-    def _n_parts(self) -> int:
-        return self.schema_.n_parts if isinstance(self.schema_, ImageSchema) else 1
 
     def _score_function(self, score: Score) -> Callable[..., torch.Tensor]:
         if isinstance(self.schema_, FeatureSchema | TileSchema):
@@ -932,7 +927,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return function
 
     def _map_rows(self, function: Callable[..., Any], encoded: NDArray[np.float32]) -> Any:
-        return map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=self._n_parts)
+        return map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=self.schema_.n_parts)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -959,7 +954,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:
     """
     detector = model_state.restore(VAEDetector, path)
     detector.ensemble_.to(find_device(device))
-    seen = core(detector.schema_)
+    seen = detector.schema_.core
     if isinstance(seen, FeatureSchema):
         seen.to(find_device(device))
     return detector

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from vae_anomaly.neighbours import nearest
 from vae_anomaly.picture import Picture, View
+from vae_anomaly.usual import middle_and_excess
 from vae_anomaly.vae import VAE
 
 __all__ = ["patch_entries", "patch_novelty", "usual_contrast", "usual_patches", "usual_views"]
@@ -24,6 +25,8 @@ LEAST_SPREAD = 0.3
 # Grain in excess of the usual by this share of the deviation of pixels counts as one unit at most: else images without
 # any would make an alarm of a change that no one sees.
 LEAST_GRAIN = 0.01
+# Floor under the mean excess of a view, in spreads of its places.
+LEAST_EXCESS = 1e-3
 
 
 def patch_novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -54,17 +57,23 @@ def patch_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
         total = _joined(z)
         joined.append(total)
         of_places = z.square() / (z.shape[1] * total.clamp(min=1e-12))[:, None]
-        # The constants keep the quotient defined, and spread what is left evenly, where nothing differs.
-        within = (squares + 1e-12) / (squares + 1e-12).sum(dim=(2, 3, 4), keepdim=True)
+        within = _portions(squares, dim=(2, 3, 4))
         maps.append(_on_pixels(of_places[:, :, None, None, None] * within, view, picture))
     grain, differences = _grain(vae, x)
     joined.append(grain)
-    maps.append(grain[:, None] * (differences + 1e-12) / (differences + 1e-12).sum(dim=1, keepdim=True))
+    maps.append(grain[:, None] * _portions(differences, dim=(1,)))
     scores = _standardised(vae, torch.stack(joined, dim=-1))
     best = scores.argmax(dim=-1)
     chosen = torch.stack(maps, dim=1).gather(1, best[:, None, None].expand(-1, 1, maps[0].shape[1])).squeeze(1)
     middle, excess = (part[best][:, None] for part in vae.usual_views.unbind(dim=-1))
     return ((chosen - middle / chosen.shape[1]) / excess).reshape(x.shape)
+
+
+def _portions(values: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """Each value as a share of their sum; alike where all are 0."""
+    # The constant keeps the quotient defined.
+    values = values + 1e-12
+    return values / values.sum(dim=dim, keepdim=True)
 
 
 def _check(vae: VAE) -> Picture:
@@ -75,11 +84,9 @@ def _check(vae: VAE) -> Picture:
 
 def _standardised(vae: VAE, joined: Tensor) -> Tensor:
     middle, excess = vae.usual_views.unbind(dim=-1)
-    standardised = (joined - middle) / excess
+    views, grain = ((joined - middle) / excess).tensor_split([-1], dim=-1)
     # Many kinds of images have no grain at all: that constant must not stand above scores below the median.
-    grainy = joined[..., -1:] > middle[-1]
-    counted = torch.cat([torch.ones_like(joined[..., :-1], dtype=torch.bool), grainy], dim=-1)
-    return torch.where(counted, standardised, -torch.inf)
+    return torch.cat([views, torch.where(grain > 0.0, grain, -torch.inf)], dim=-1)
 
 
 def _grain(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,10 +204,5 @@ def usual_patches(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dic
 def usual_views(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
     """Where the views and the grain of held-out normal images lie: median, and mean excess over it."""
     _check(vae)
-    middles, grain = [], _grain(vae, held_out)[0]
-    for joined in (*(_joined(z) for z, _ in _compared(vae, held_out)), grain):
-        # torch.quantile has no rule for vmap.
-        middle = joined.sort().values[joined.shape[0] // 2]
-        excess = (joined - middle).clamp(min=0.0).sum() / max(joined.shape[0] // 2, 1)
-        middles.append(torch.stack([middle, excess.clamp(min=LEAST_GRAIN if joined is grain else 1e-3)]))
-    return {"usual_views": torch.stack(middles)}
+    views = [middle_and_excess(_joined(z), least=LEAST_EXCESS) for z, _ in _compared(vae, held_out)]
+    return {"usual_views": torch.stack([*views, middle_and_excess(_grain(vae, held_out)[0], least=LEAST_GRAIN)])}

@@ -28,7 +28,6 @@ __all__ = [
     "augmentation",
     "build_vae",
     "check_score",
-    "core",
     "default_score",
     "find_backbone",
     "n_held_out_references",
@@ -74,24 +73,19 @@ def find_backbone(detector: "VAEDetector", shape: tuple[int, ...]) -> str | None
     return None if named or math.prod(shape) <= MAX_MLP_PIXELS else AUTO_BACKBONE
 
 
-def core(schema: Schema | ImageSchema) -> Schema | ImageSchema:
-    """Schema of what the networks see: of images in tiles, that of the tiles."""
-    return schema.core if isinstance(schema, ImageSchema) else schema
-
-
 def default_score(schema: Schema | ImageSchema) -> str:
     """Score that "auto" stands for.
 
     Of images on pixels, parts that no training image has say more than what a decoder blurs. Of rows, and of patches
     described by a backbone, whether they are explained and whether one like them was seen find different anomalies.
     """
-    return "patch_novelty" if isinstance(core(schema), PixelSchema) else "novelty"
+    return "patch_novelty" if isinstance(schema.core, PixelSchema) else "novelty"
 
 
 def check_score(name: str, schema: Schema | ImageSchema) -> None:
     """ValueError for a score of images on pixels where there are none."""
-    if name in SCORES and SCORES[name].images and not isinstance(core(schema), PixelSchema):
-        features = isinstance(core(schema), FeatureSchema)
+    if name in SCORES and SCORES[name].images and not isinstance(schema.core, PixelSchema):
+        features = isinstance(schema.core, FeatureSchema)
         raise ValueError(
             f"The score {name!r} is for images on pixels, and the model is one of "
             f"{'features; with backbone=pixels it would be one of pixels' if features else 'a table'}. "
@@ -113,7 +107,7 @@ def architecture(
     detector: "VAEDetector", schema: Schema | ImageSchema, x: torch.Tensor, split: Split
 ) -> dict[str, Any]:
     """Sizes of the networks for encoded rows ``x``, as plain data for the header of a model file."""
-    n_entries, images = x.shape[1], isinstance(core(schema), PixelSchema)
+    n_entries, images = x.shape[1], isinstance(schema.core, PixelSchema)
     auto = "conv" if images and n_entries > MAX_MLP_PIXELS else "mlp"
     return {
         "n_entries": n_entries,
@@ -158,7 +152,7 @@ def augmentation(detector: "VAEDetector", schema: Schema | ImageSchema) -> Chang
     asked: dict[str, Any] = {name: getattr(detector, name) for name in ("flips", "shift", "brightness")}
     if not any(asked.values()):
         return None
-    schema = core(schema)
+    schema = schema.core
     if isinstance(schema, FeatureSchema):
         # Features can't be changed like pixels; see `with_changed_copies`.
         return None
@@ -188,7 +182,7 @@ def with_changed_copies(
     Features take too long to be made anew for each step. Rows to watch and to calibrate with are of unchanged images.
     """
     asked: dict[str, Any] = {name: getattr(detector, name) for name in ("flips", "shift", "brightness")}
-    if not (isinstance(core(schema), FeatureSchema) and any(asked.values())):
+    if not (isinstance(schema.core, FeatureSchema) and any(asked.values())):
         return encoded, split
     n, d = encoded.shape
     rows = empty_like_source(encoded, ((1 + N_CHANGED_COPIES) * n, d))
@@ -208,7 +202,7 @@ def build_vae(
     generator: torch.Generator | None,
 ) -> VAE:
     """One member, without weights worth the name if ``generator`` is None."""
-    schema, shape = core(schema), (sizes["n_entries"],)
+    schema, shape = schema.core, (sizes["n_entries"],)
     blocks = Blocks(*schema.block_sizes())
     kind = "gaussian" if blocks.n_binary == 0 and not blocks.categories else "mixed"
     name = kind if detector.likelihood == "auto" else detector.likelihood

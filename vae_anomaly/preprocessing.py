@@ -117,6 +117,14 @@ class Schema:
         self.owner = np.array([index for index in self._used for _ in range(self.columns[index].width)], dtype=np.intp)
         """Column that each entry of an encoded row comes from."""
 
+    n_parts = 1
+    """Samples that the networks see of a row."""
+
+    @property
+    def core(self) -> "Schema":
+        """Schema of what the networks see."""
+        return self
+
     @classmethod
     def infer(
         cls,

@@ -24,6 +24,7 @@ from vae_anomaly.image_scores import (
 )
 from vae_anomaly.neighbours import nearest
 from vae_anomaly.patches import patch_entries, patch_novelty, usual_contrast, usual_patches, usual_views
+from vae_anomaly.usual import middle_and_excess
 from vae_anomaly.vae import VAE
 
 __all__ = [
@@ -315,17 +316,9 @@ def usual_scores(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict
     """Where the scores of held-out normal samples lie."""
     return {
         "usual_neg_elbo": neg_elbo(vae, held_out, eps).mean(),
-        "usual_neg_log_px_z": _middle_and_excess(_bounded_entries(vae, held_out, eps).flatten(1).sum(dim=1)),
-        "usual_nearest_neighbour": _middle_and_excess(nearest_neighbour(vae, held_out, eps)),
+        "usual_neg_log_px_z": middle_and_excess(_bounded_entries(vae, held_out, eps).flatten(1).sum(dim=1)),
+        "usual_nearest_neighbour": middle_and_excess(nearest_neighbour(vae, held_out, eps)),
     }
-
-
-def _middle_and_excess(scores: Tensor) -> Tensor:
-    """Median, and by how much the scores above it exceed it on average."""
-    # torch.quantile has no rule for vmap.
-    middle = scores.sort().values[scores.shape[0] // 2]
-    excess = (scores - middle).clamp(min=0.0).sum() / max(scores.shape[0] // 2, 1)
-    return torch.stack([middle, excess.clamp(min=1e-6)])
 
 
 # What the end of `fit` fills into the buffers of a VAE, in this order: each step sees the buffers of the one before.

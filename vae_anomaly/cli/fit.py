@@ -209,13 +209,14 @@ def _normal(table: "Data | Images", cache_gb: float, quiet: bool, *, as_drawings
     from vae_anomaly.data import Data
     from vae_anomaly.data.decode_once import decode_once
     from vae_anomaly.data.drawings import fewer_pixels
+    from vae_anomaly.planning import MAX_MLP_PIXELS
 
     normal = table.normal()
     X = normal.X
     if not isinstance(normal, Data):
         check_normal(normal, quiet)
         if as_drawings:
-            normal = replace(normal, X=fewer_pixels(normal.X))
+            normal = replace(normal, X=fewer_pixels(normal.X, more_than=MAX_MLP_PIXELS))
         tell_resized(normal, quiet, few_tones=normal.X is not X)
         with image_progress(quiet, "Decoding", "Decoded", len(normal)) as on_part:
             X, reasons = decode_once(normal.X, cache_gb=cache_gb, on_part=on_part)
@@ -355,8 +356,9 @@ def _tell_parts(quiet: bool, detector: "VAEDetector") -> None:
     """Say that not all patches or tiles of the images are learned from, where there are too many."""
     from vae_anomaly.splitting import MAX_PARTS
 
-    n_parts = detector.n_rows_["train"] * getattr(detector.schema_, "n_parts", 1) if detector.holds_images else 0
-    if n_parts > MAX_PARTS:
+    n_parts = detector.n_rows_["train"] * detector.schema_.n_parts
+    # An image that is seen whole is none of them.
+    if detector.schema_.n_parts > 1 and n_parts > MAX_PARTS:
         tell(
             quiet,
             f"Each member learned from {MAX_PARTS:,} of their {n_parts:,} patches or tiles at most, drawn by the seed.",

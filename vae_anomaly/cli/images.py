@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +106,6 @@ def _at_own_size(images: "Images") -> "Images":
     DataError
         If they are not all of one size.
     """
-    from dataclasses import replace
-
     from vae_anomaly.errors import DataError
 
     sizes = images.X.own_sizes(most=len(images))

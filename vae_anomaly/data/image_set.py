@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from vae_anomaly.data.decoding import Header, UndecodableError, decoded, event, header, unit
 from vae_anomaly.errors import DataError
 
-__all__ = ["ImageSet", "automatic_size", "image_size", "positions_of"]
+__all__ = ["ImageSet", "automatic_size", "image_size", "positions_of", "spread"]
 
 _N_SAMPLED = 64
 _BLOCK = 1024
@@ -172,10 +172,10 @@ class ImageSet:
         if isinstance(self.source, _Pixels):
             height, width = self.source.array.shape[1:3]
             return [(height, width)]
-        found = _headers([self.source.paths[row] for row in self.rows[_spread(len(self), most)]])[0]
+        found = _headers([self.source.paths[row] for row in self.rows[spread(len(self), most)]])[0]
         return sorted({one.size for one in found})
 
-    def resized(self, size: int | tuple[int, int]) -> "ImageSet":
+    def resized(self, size: int | tuple[int, int], *, channels: int | None = None) -> "ImageSet":
         """The same images at another height and width; of those decoded before, none is kept.
 
         Examples
@@ -183,10 +183,7 @@ class ImageSet:
         >>> ImageSet.from_array(np.zeros((5, 8, 9), np.uint8)).resized((4, 6)).shape
         (5, 1, 4, 6)
         """
-        return replace(self, size=image_size(size), cache=_Cache(self.cache.n_bytes))
-
-    def brought_to(self, size: int | tuple[int, int], channels: int) -> "ImageSet":
-        """The same images in another size, grey (1) or in colour (3); nothing is decoded before it is asked for."""
+        channels = self.channels if channels is None else channels
         return replace(self, size=image_size(size), channels=channels, cache=_Cache(self.cache.n_bytes))
 
     def take(self, chosen: ArrayLike) -> "ImageSet":
@@ -340,7 +337,7 @@ def automatic_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 def _sampled_headers(paths: Sequence[str]) -> list[Header]:
     """Headers of up to 64 files spread over all; of the first that has one, where none of the 64 can be read."""
-    headers, first_reason = _headers([paths[i] for i in _spread(len(paths))])
+    headers, first_reason = _headers([paths[i] for i in spread(len(paths))])
     if headers:
         return headers
     for path in paths:
@@ -353,7 +350,7 @@ def _sampled_headers(paths: Sequence[str]) -> list[Header]:
     raise DataError(f"None of {len(paths)} images can be decoded; the first is {first_reason}.")
 
 
-def _spread(n: int, most: int = _N_SAMPLED) -> NDArray[np.intp]:
+def spread(n: int, most: int = _N_SAMPLED) -> NDArray[np.intp]:
     """Positions of some of ``n`` files, spread over all."""
     return np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.intp))
 
