@@ -51,6 +51,20 @@ def test_a_line_for_each_set_seed_and_method(runs):
         assert ("false_positive_rate" in line) == (line["method"] == "vae")
 
 
+def test_constants_may_be_set_and_are_set_back(adbench, folder, tmp_path):
+    arguments = ["--data", str(folder), "--only", "one", "--runs", str(tmp_path / "runs.jsonl"), *FAST]
+    figures = {}
+    for share in (0.0, 1.0):
+        adbench.main([*arguments, f"NEARBY_SHARE={share}"])
+    for line in (tmp_path / "runs.jsonl").read_text().splitlines():
+        run = json.loads(line)
+        figures[run["variant"]] = run["average_precision"]
+    assert len({value for name, value in figures.items() if "NEARBY_SHARE" in name}) == 2
+    assert adbench.scores.NEARBY_SHARE not in (0.0, 1.0)
+    with pytest.raises(SystemExit, match="NO_SUCH"):
+        adbench.main([*arguments, "NO_SUCH=1"])
+
+
 def test_what_is_there_is_not_run_again(adbench, folder, runs, capsys):
     before = runs.read_bytes()
     adbench.main(["--data", str(folder), "--seeds", "0", "1", "--runs", str(runs), *FAST])

@@ -22,6 +22,15 @@ def test_entries_that_are_not_observed_count_for_nothing(generator, monkeypatch)
     torch.testing.assert_close(nearest(x * observed, points, observed), distances.argmin(dim=1))
 
 
+def test_entries_may_be_left_out_for_all_rows_at_once(generator, monkeypatch):
+    monkeypatch.setattr(neighbours, "MAX_DISTANCES", 100)
+    x, points = torch.randn(20, 4, generator=generator), torch.randn(30, 4, generator=generator)
+    kept = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    expected = torch.cdist(x[:, kept > 0], points[:, kept > 0]).argmin(dim=1)
+    assert (expected != torch.cdist(x, points).argmin(dim=1)).any()
+    torch.testing.assert_close(nearest(x * kept, points, kept), expected)
+
+
 def test_a_point_far_out_does_not_hide_a_near_one():
     """Only the difference of large squares counts."""
     points = torch.tensor([[1000.0, 0.0], [1000.0, 2.0], [-1000.0, 0.0]])

@@ -23,6 +23,7 @@ from vae_anomaly.scores import (
     shares,
     typicality,
 )
+from vae_anomaly.usual import upper_tail
 
 D, LATENT, N_MC = 5, 2, 8
 TABLE = scores_for(images=False)
@@ -320,27 +321,36 @@ def test_the_least_likely_samples_are_not_kept(make_vae, generator, eps):
     torch.testing.assert_close(buffers["codes"], vae.encode(buffers["exemplars"]).mean.detach())
 
 
-def test_novelty_is_the_higher_of_two_standardised_scores(make_vae, x, generator, eps):
+@pytest.mark.parametrize("holes", [False, True])
+def test_novelty_is_the_higher_of_two_standardised_scores(holes, make_vae, x, generator, eps):
     vae = make_vae((D,), LATENT, n_codes=len(x))
     new = torch.cat([torch.randn(64, D, generator=generator), torch.full((1, D), 1e3)])
+    if holes:
+        new = with_holes(new)
+        new = new[~torch.isnan(new).all(dim=1)]
+    # Samples are compared by all entries but one.
+    vae.compared[4] = 0.0
     filled(vae, x, eps)
 
     def bounded(rows):
         return SCORES["neg_log_px_z"].entries(vae, rows, eps).clamp(max=20.0).sum(dim=1).detach()
 
-    def nearest(rows):
-        return SCORES["nearest_neighbour"].function(vae, rows, eps).detach()
+    def without_one(rows):
+        return np.delete(rows.numpy(), 4, axis=1)
 
-    usual = bounded(x)
-    middle = usual.sort().values[len(x) // 2]
-    excess = (usual - middle).clamp(min=0.0).sum() / (len(x) // 2)
-    first = (bounded(new) - middle) / excess
-    # Samples that are kept are no distance from themselves, which is not what is usual for held-out ones.
-    vae.usual_nearest_neighbour = torch.tensor([1.5, 0.7])
-    second = (nearest(new) - 1.5) / 0.7
+    distances = nan_euclidean_distances(without_one(new), without_one(x))
+    distances[np.isnan(distances)] = np.inf
+    place = distances.argmin(axis=1)
+    assert (place == 0).sum() < len(new) / 2
+    first = bounded(new) - 0.75 * bounded(x)[place]
+    second = torch.from_numpy(distances.min(axis=1)).float()
+    # A kept sample is no distance from itself, which is not what is usual for held-out ones.
+    torch.testing.assert_close(vae.usual_unexplained, upper_tail(0.25 * bounded(x)), rtol=1e-4, atol=1e-4)
+    vae.usual_unseen = torch.tensor([1.5, 0.7])
+    first, second = (first - vae.usual_unexplained[0]) / vae.usual_unexplained[1], (second - 1.5) / 0.7
     assert 0 < (first > second).sum() < len(new)
-    expected = torch.maximum(first, second)
-    torch.testing.assert_close(SCORES["novelty"].function(vae, new, eps).detach(), expected, rtol=1e-4, atol=1e-4)
+    found = SCORES["novelty"].function(vae, new, eps).detach()
+    torch.testing.assert_close(found, torch.maximum(first, second), rtol=1e-4, atol=1e-4)
 
 
 def test_usual_neg_elbo_is_the_mean(make_vae, x, eps):

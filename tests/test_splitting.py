@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_anomaly.splitting import MIN_ROWS_TO_SET_ASIDE, rows_to_fit, split_rows
+from vae_anomaly.splitting import MIN_ROWS_TO_SET_ASIDE, leave_out_entries, rows_to_fit, split_rows
 
 
 def split(n_rows, n_estimators, n_needed=19):
@@ -68,3 +68,22 @@ def test_same_generators_give_the_same_split():
         one, other = split(n_rows, 4), split(n_rows, 4)
         assert torch.equal(one.train, other.train)
         assert np.array_equal(one.calibration, other.calibration)
+
+
+@pytest.mark.parametrize("n_entries", [6, 7, 30])
+def test_each_entry_is_left_out_by_one_of_six_members(n_entries, generator):
+    compared = leave_out_entries(n_entries, 6, generator)
+    assert compared.shape == (6, n_entries)
+    assert ((compared == 0).sum(dim=0) == 1).all()
+    assert set((compared == 0).sum(dim=1).tolist()) <= {n_entries // 6, n_entries // 6 + 1}
+
+
+@pytest.mark.parametrize(("n_entries", "n_estimators"), [(5, 6), (1, 6), (30, 1)])
+def test_few_entries_and_a_single_member_compare_by_all(n_entries, n_estimators, generator):
+    assert (leave_out_entries(n_entries, n_estimators, generator) == 1).all()
+
+
+def test_more_members_than_parts_leave_out_the_same_again(generator):
+    compared = leave_out_entries(12, 8, generator)
+    assert torch.equal(compared[6:], compared[:2])
+    assert (compared.sum(dim=1) == 10).all()

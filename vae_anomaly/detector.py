@@ -55,7 +55,7 @@ from vae_anomaly.scores import (
 )
 from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, block_size, by_blocks, map_folds, map_rows
 from vae_anomaly.scratch import blocks, on_disk
-from vae_anomaly.splitting import Split, rows_to_fit, split_rows
+from vae_anomaly.splitting import Split, leave_out_entries, rows_to_fit, split_rows
 from vae_anomaly.streaming import RowsOnDisk
 from vae_anomaly.tails import excess_rows_needed
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr, or_extrapolate, p_values
@@ -488,7 +488,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         train_rows, held_out_rows = split.train.to(device), split.held_out.to(device)
         plan = training_plan(self, self.schema_, x.shape[1], train_rows.shape[1])
         self.history_ = train(self.ensemble_, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
-        few, fewer = n_references(x.shape[1]), n_held_out_references(x.shape[1], self.n_mc)
+        compared = leave_out_entries(x.shape[1], self.n_estimators, generators[-1])
+        self.ensemble_.buffers["compared"] = compared.to(device)
+        few, fewer = n_references(x.shape[1], n_parts), n_held_out_references(x.shape[1], n_parts, self.n_mc)
         self._fill_references(x[train_rows[:, :few]], x[held_out_rows[:, :fewer]])
 
     @torch.no_grad()
@@ -527,7 +529,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return results[: split.n_folds].reshape(-1, *results.shape[2:])
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
-        few = split.first(n_references(encoded.shape[1]))
+        few = split.first(n_references(encoded.shape[1], self.schema_.n_parts))
         entries = self._calibration_map(self._share_function(self._score()), encoded, few)
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual

@@ -19,8 +19,8 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None) -> Tensor
     ----------
     x : Tensor of shape (n_rows, n_entries)
     points : Tensor of shape (n_points, n_entries)
-    observed : Tensor of shape (n_rows, n_entries), optional
-        1 where ``x`` has a value; then ``x`` is 0 elsewhere.
+    observed : Tensor of shape (n_rows, n_entries) or (n_entries,), optional
+        1 for an entry that counts, else 0; then ``x`` is 0 there, too.
 
     Returns
     -------
@@ -32,19 +32,18 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None) -> Tensor
     [1]
     """
     x, half_squares = x.detach(), 0.5 * points.square()
-    lengths = half_squares.sum(dim=1, keepdim=True)
+    counted = torch.ones_like(points[0]) if observed is None else observed
+    lengths = half_squares @ counted[:, None] if counted.ndim == 1 else None
     size = max(1, MAX_DISTANCES // len(x) // GROUP) * GROUP
     least = []
     for start in range(0, len(points), size):
         tile = slice(start, start + size)
         # Half the squared distance, less half the squared length of x, which is the same for all points.
-        constant = lengths[tile] if observed is None else half_squares[tile] @ observed.T
+        constant = half_squares[tile] @ counted.T if lengths is None else lengths[tile]
         least.extend(_least_of_groups(torch.addmm(constant, points[tile], x.T, alpha=-1.0)))
     best = torch.cat(least).argmin(dim=0)
     members = (best[:, None] * GROUP + torch.arange(GROUP, device=x.device)).clamp(max=len(points) - 1)
-    differences = points[members] - x[:, None]
-    if observed is not None:
-        differences = differences * observed[:, None]
+    differences = (points[members] - x[:, None]) * counted.reshape(-1, 1, x.shape[1])
     nearest_member = differences.square().sum(dim=2).argmin(dim=1, keepdim=True)
     return members.gather(1, nearest_member).squeeze(1)
 

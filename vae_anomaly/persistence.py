@@ -20,7 +20,7 @@ from vae_anomaly.errors import ModelFileError
 
 __all__ = ["FORMAT_VERSION", "load_model", "save_model"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEY = "vae_anomaly"
 
 # What a header holds, at least.

@@ -37,7 +37,9 @@ __all__ = [
 ]
 
 # Rows that the references (samples to compare with, latent covariance, usual scores) are computed from.
-MAX_REFERENCE_ROWS = 5000
+MAX_REFERENCE_ROWS = 10_000
+# Of rows that are seen as many samples each, any two samples are more alike, and there are more of them to score.
+MAX_REFERENCE_PARTS = 5000
 # Numbers that each member keeps of training rows: of wide rows, such as images, it keeps fewer.
 MAX_REFERENCE_ENTRIES = 4_000_000
 # Numbers that the draws for them take, in each of some ten tensors.
@@ -93,14 +95,15 @@ def check_score(name: str, schema: Schema | ImageSchema) -> None:
         )
 
 
-def n_references(n_entries: int) -> int:
-    """Rows of so many entries that the references are computed from."""
-    return max(2, min(MAX_REFERENCE_ROWS, MAX_REFERENCE_ENTRIES // n_entries))
+def n_references(n_entries: int, n_parts: int) -> int:
+    """Samples of so many entries that the references are computed from, where a row is seen as ``n_parts`` samples."""
+    most = MAX_REFERENCE_ROWS if n_parts == 1 else MAX_REFERENCE_PARTS
+    return max(2, min(most, MAX_REFERENCE_ENTRIES // n_entries))
 
 
-def n_held_out_references(n_entries: int, n_mc: int) -> int:
-    """Held-out rows of so many entries on which usual scores are computed: some of these draw z ``n_mc`` times."""
-    return min(n_references(n_entries), max(MIN_REFERENCE_ROWS, MAX_REFERENCE_DRAWS // (n_entries * n_mc)))
+def n_held_out_references(n_entries: int, n_parts: int, n_mc: int) -> int:
+    """Held-out samples on which usual scores are computed: some of these draw z ``n_mc`` times."""
+    return min(n_references(n_entries, n_parts), max(MIN_REFERENCE_ROWS, MAX_REFERENCE_DRAWS // (n_entries * n_mc)))
 
 
 def architecture(
@@ -109,11 +112,12 @@ def architecture(
     """Sizes of the networks for encoded rows ``x``, as plain data for the header of a model file."""
     n_entries, images = x.shape[1], isinstance(schema.core, PixelSchema)
     auto = "conv" if images and n_entries > MAX_MLP_PIXELS else "mlp"
+    n_kept = min(split.train.shape[1], n_references(n_entries, schema.n_parts))
     return {
         "n_entries": n_entries,
         "latent_dim": int(detector.latent_dim or min(max(n_entries, 2), MAX_LATENT_DIM)),
         "mask_input": not images and _has_holes(x, split.fitted),
-        "n_codes": max(1, round((1.0 - detector.robust) * min(split.train.shape[1], n_references(n_entries)))),
+        "n_codes": max(1, round((1.0 - detector.robust) * n_kept)),
         "net": auto if detector.net == "auto" else detector.net,
     }
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MIN_ROWS_TO_SET_ASIDE", "Split", "index_type", "rows_to_fit", "split_rows"]
+__all__ = ["MIN_ROWS_TO_SET_ASIDE", "Split", "index_type", "leave_out_entries", "rows_to_fit", "split_rows"]
 
 # From so many rows on, some are set aside for the threshold. Below, no row can be spared: each is scored by the member
 # whose fold it is in, which did not train on it.
@@ -18,6 +18,8 @@ MAX_CALIBRATION_ROWS = 10_000
 MAX_HELD_OUT_ROWS = 1000
 # Of rows that are seen as many samples each, the more there are, the more alike are any two.
 MAX_PARTS = 500_000
+# Of so many parts of the entries, each member leaves out one where it compares samples.
+N_ENTRY_FOLDS = 6
 
 Rows = NDArray[np.intp]
 
@@ -143,3 +145,15 @@ def _cross(order: Tensor, n_needed: int, n_estimators: int) -> Split:
     left = torch.ones(n_estimators, n_rows, dtype=torch.bool).scatter(1, folds, False)
     train = torch.arange(n_rows).expand(n_estimators, -1)[left].reshape(n_estimators, -1)
     return Split(order[train], order[folds], None, n_folds, enough=n_needed <= n_folds * size)
+
+
+def leave_out_entries(n_entries: int, n_estimators: int, generator: torch.Generator) -> Tensor:
+    """Which entries each member compares samples by, shape (n_estimators, n_entries): 1, and 0 for a sixth of them.
+
+    Each entry is left out by one of six members. Of fewer than six entries none is, nor by a member alone.
+    """
+    compared = torch.ones(n_estimators, n_entries)
+    if n_estimators > 1 and n_entries >= N_ENTRY_FOLDS:
+        fold = torch.randperm(n_entries, generator=generator) % N_ENTRY_FOLDS
+        compared[fold == torch.arange(n_estimators)[:, None] % N_ENTRY_FOLDS] = 0.0
+    return compared

@@ -102,8 +102,10 @@ class VAE(nn.Module):
     exemplars: Tensor
     codes: Tensor
     code_spread: Tensor
-    usual_neg_log_px_z: Tensor
-    usual_nearest_neighbour: Tensor
+    exemplar_costs: Tensor
+    compared: Tensor
+    usual_unexplained: Tensor
+    usual_unseen: Tensor
     patch_contrast: Tensor
     usual_patches: Tensor
     usual_views: Tensor
@@ -164,9 +166,12 @@ class VAE(nn.Module):
         self.register_buffer("codes", torch.zeros(n_codes, self.latent_dim))
         self.register_buffer("code_spread", torch.ones(self.latent_dim))
         self.register_buffer("usual_neg_elbo", torch.zeros(()))
-        # Median, and mean excess over it, of held-out normal samples.
-        self.register_buffer("usual_neg_log_px_z", torch.tensor([0.0, 1.0]))
-        self.register_buffer("usual_nearest_neighbour", torch.tensor([0.0, 1.0]))
+        # What it costs to explain each of the samples to compare with, in nats, and the entries to compare by.
+        self.register_buffer("exemplar_costs", torch.zeros(n_codes))
+        self.register_buffer("compared", torch.ones(self.event_shape))
+        # Where the upper fifth of held-out normal samples begins, and how far it goes on beyond.
+        self.register_buffer("usual_unexplained", torch.tensor([0.0, 1.0]))
+        self.register_buffer("usual_unseen", torch.tensor([0.0, 1.0]))
 
     def _register_picture_references(self, picture: Picture) -> None:
         """The same, of scores that see images."""

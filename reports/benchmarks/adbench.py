@@ -23,7 +23,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ import numpy as np
 from records import append, heading_lines, machines, provenance, read_runs, setting, table_line, write_page
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vae_anomaly import VAEDetector
+from vae_anomaly import VAEDetector, planning, scores, splitting, usual
 from vae_anomaly.baselines import make_baseline
 from vae_anomaly.comparison import split_rows
 from vae_anomaly.errors import CalibrationWarning
@@ -42,6 +42,8 @@ HERE = Path(__file__).parent
 MAX_ROWS = 50_000
 BASELINES = ("knn", "lof", "isolation_forest")
 DEFAULT = "default"
+# Whose constants --set may name.
+MODULES = (planning, scores, splitting, usual)
 
 
 class Task(NamedTuple):
@@ -87,33 +89,43 @@ def fit(method: str, overrides: dict[str, Any], train: np.ndarray) -> Fitted:
         with warnings.catch_warnings():
             # Too few rows for a threshold are enough for a score.
             warnings.simplefilter("ignore", CalibrationWarning)
-            constants = {name: value for name, value in overrides.items() if name.isupper()}
-            parameters = {name: value for name, value in overrides.items() if name not in constants}
-            with patch.multiple("vae_anomaly.planning", **constants) if constants else nullcontext():
-                detector = VAEDetector(**parameters).fit(train)
+            parameters = {name: value for name, value in overrides.items() if not name.isupper()}
+            detector = VAEDetector(**parameters).fit(train)
         return Fitted(detector.anomaly_score, time.perf_counter() - started, detector)
     baseline = make_baseline(method).fit(train)
     return Fitted(lambda X: -baseline.score_samples(X), time.perf_counter() - started)
+
+
+@contextmanager
+def constants(overrides: dict[str, Any]) -> Iterator[None]:
+    """Constants of the package by other values, in fits and scores alike."""
+    with ExitStack() as stack:
+        for name in (name for name in overrides if name.isupper()):
+            owners = [module for module in MODULES if hasattr(module, name)]
+            if not owners:
+                raise SystemExit(f"--set {name}: none of the modules has such a constant.")
+            stack.enter_context(patch.object(owners[0], name, overrides[name]))
+        yield
 
 
 def measure(task: Task, fitted: Fitted, rows: Rows, score_name: str | None) -> dict[str, Any]:
     """Figures of one score on the test rows."""
     train, test, y = rows
     started = time.perf_counter()
-    scores = fitted.score(test) if score_name is None else fitted.score(test, score_name=score_name)
+    found = fitted.score(test) if score_name is None else fitted.score(test, score_name=score_name)
     seconds = time.perf_counter() - started
     extra = {}
     if fitted.vae is not None and score_name is None:
         # How many normal test rows the threshold flags that was promised to flag a share of `fpr`.
         extra = {
             "fpr": fitted.vae.fpr,
-            "false_positive_rate": float((scores[y == 0] > fitted.vae.threshold_).mean()),
+            "false_positive_rate": float((found[y == 0] > fitted.vae.threshold_).mean()),
             "n_calibration": fitted.vae.n_rows_["calibration"],
         }
     return {
         **task._asdict(),
-        "roc_auc": float(roc_auc_score(y, scores)),
-        "average_precision": float(average_precision_score(y, scores)),
+        "roc_auc": float(roc_auc_score(y, found)),
+        "average_precision": float(average_precision_score(y, found)),
         **extra,
         "fit_seconds": round(fitted.seconds, 4),
         "score_seconds": round(seconds, 4),
@@ -353,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="detector parameters, or constants of planning.py",
+        help="detector parameters, or constants of the package",
     )
     parser.add_argument("--scores", nargs="+", default=[], metavar="NAME", help="further scores of the same fits")
     parser.add_argument("--contamination", type=float, default=0.0, metavar="SHARE", help="anomalies in training rows")
@@ -371,7 +383,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if arguments.data is None:
         parser.error("--data is needed, the folder of the .npz files")
-    run_all(arguments)
+    with constants(dict(arguments.set)):
+        run_all(arguments)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from torchvision.transforms import ToTensor
 from vae_anomaly import VAEDetector
 from vae_anomaly.errors import CalibrationWarning, PosteriorCollapseWarning
 from vae_anomaly.planning import training_plan
+from vae_anomaly.scores import MAX_NATS, NEARBY_SHARE
 from vae_anomaly.splitting import split_rows
 from vae_anomaly.thresholds import THRESHOLDS
 from vae_anomaly.vae import VAE
@@ -325,11 +326,12 @@ def bare_score(vae: VAE, x: Tensor, name: str) -> Tensor:
     unexplained = bare_unexplained(vae, x)
     if name == "neg_log_px_z":
         return unexplained.sum(dim=1)
-    points = vae.exemplars
+    here, points = x * vae.compared, vae.exemplars * vae.compared
     half = 0.5 * points.square().sum(dim=1)
-    index = torch.addmm(half, x, points.T, alpha=-1.0).argmin(dim=1)
-    distance = (x - points[index]).square().sum(dim=1).sqrt()
-    terms = ((unexplained.clamp(max=20.0).sum(dim=1), vae.usual_neg_log_px_z), (distance, vae.usual_nearest_neighbour))
+    place = torch.addmm(half, here, points.T, alpha=-1.0).argmin(dim=1)
+    distance = (here - points[place]).square().sum(dim=1).sqrt()
+    excess = unexplained.clamp(max=MAX_NATS).sum(dim=1) - NEARBY_SHARE * vae.exemplar_costs[place]
+    terms = ((excess, vae.usual_unexplained), (distance, vae.usual_unseen))
     return torch.maximum(*((value - usual[0]) / usual[1] for value, usual in terms))
 
 
