@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["nearest"]
+__all__ = ["half_squared_lengths", "nearest"]
 
 # So many distances at once are still in the cache when the least of them is looked for.
 MAX_DISTANCES = 256_000
@@ -12,7 +12,18 @@ MAX_DISTANCES = 256_000
 GROUP = 8
 
 
-def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None) -> Tensor:
+def half_squared_lengths(points: Tensor, counted: Tensor) -> Tensor:
+    """Half the squared length of each point over the entries that ``counted`` is 1 for, shape (n_points,).
+
+    Examples
+    --------
+    >>> half_squared_lengths(torch.tensor([[2.0, 4.0]]), torch.tensor([1.0, 0.0])).tolist()
+    [2.0]
+    """
+    return (0.5 * points.square()) @ counted
+
+
+def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
     """Index of the point nearest to each row, by Euclidean distance over the observed entries.
 
     Parameters
@@ -21,6 +32,8 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None) -> Tensor
     points : Tensor of shape (n_points, n_entries)
     observed : Tensor of shape (n_rows, n_entries) or (n_entries,), optional
         1 for an entry that counts, else 0; then ``x`` is 0 there, too.
+    lengths : Tensor of shape (n_points,), optional
+        :func:`half_squared_lengths` over these entries, if they are the same for all rows and were computed before.
 
     Returns
     -------
@@ -31,15 +44,16 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None) -> Tensor
     >>> nearest(torch.tensor([[0.9, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])).tolist()
     [1]
     """
-    x, half_squares = x.detach(), 0.5 * points.square()
+    x = x.detach()
     counted = torch.ones_like(points[0]) if observed is None else observed
-    lengths = half_squares @ counted[:, None] if counted.ndim == 1 else None
+    if lengths is None and counted.ndim == 1:
+        lengths = half_squared_lengths(points, counted)
     size = max(1, MAX_DISTANCES // len(x) // GROUP) * GROUP
     least = []
     for start in range(0, len(points), size):
         tile = slice(start, start + size)
         # Half the squared distance, less half the squared length of x, which is the same for all points.
-        constant = half_squares[tile] @ counted.T if lengths is None else lengths[tile]
+        constant = half_squared_lengths(points[tile], counted.T) if lengths is None else lengths[tile, None]
         least.extend(_least_of_groups(torch.addmm(constant, points[tile], x.T, alpha=-1.0)))
     best = torch.cat(least).argmin(dim=0)
     members = (best[:, None] * GROUP + torch.arange(GROUP, device=x.device)).clamp(max=len(points) - 1)

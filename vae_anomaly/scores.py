@@ -22,7 +22,7 @@ from vae_anomaly.image_scores import (
     path_statistics,
     usual_path,
 )
-from vae_anomaly.neighbours import nearest
+from vae_anomaly.neighbours import half_squared_lengths, nearest
 from vae_anomaly.patches import patch_entries, patch_novelty, usual_contrast, usual_patches, usual_views
 from vae_anomaly.usual import upper_tail
 from vae_anomaly.vae import VAE
@@ -204,6 +204,7 @@ def _nearest(vae: VAE, x: Tensor, compared: Tensor | None = None) -> tuple[Tenso
     By the entries that ``compared`` is 1 for; the squares of what is seen of them are scaled up for what is missing.
     """
     here, exemplars = x.flatten(1), vae.exemplars.flatten(1)
+    lengths = vae.exemplar_lengths if vae.complete and compared is not None else None
     if not vae.complete:
         seen = ~torch.isnan(here)
         here, mask = torch.where(seen, here, 0.0), seen.to(x.dtype)
@@ -212,7 +213,7 @@ def _nearest(vae: VAE, x: Tensor, compared: Tensor | None = None) -> tuple[Tenso
         up = n_entries / compared.sum(dim=-1, keepdim=True).clamp(min=1.0)
     if compared is not None:
         here = here * compared
-    place = nearest(here, exemplars, compared)
+    place = nearest(here, exemplars, compared, lengths)
     # The search says which one is nearest, one difference a sample how far it is: nothing cancels.
     differences = here - (exemplars[place] if compared is None else exemplars[place] * compared)
     return place, differences.square() if vae.complete else differences.square() * up
@@ -326,12 +327,14 @@ def usual_codes(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[
     codes: Tensor = vae.encode(train).mean
     centred = codes - codes.mean(dim=0)
     covariance = centred.T @ centred / codes.shape[0]
+    exemplars = vae.filled(train)
     # A latent variable that the model does not use has next to no spread; without a floor it would decide the distance.
     ridge = 1e-3 * torch.eye(codes.shape[1], device=codes.device)
     return {
         "code_mean": codes.mean(dim=0),
         "code_precision": torch.linalg.inv(covariance + ridge),
-        "exemplars": vae.filled(train),
+        "exemplars": exemplars,
+        "exemplar_lengths": half_squared_lengths(exemplars.flatten(1), vae.compared.flatten()),
         "exemplar_costs": _bounded_entries(vae, train, eps).flatten(1).sum(dim=1),
         "codes": codes,
         "code_spread": codes.std(dim=0, correction=0) + 1e-6,

@@ -103,6 +103,7 @@ class VAE(nn.Module):
     codes: Tensor
     code_spread: Tensor
     exemplar_costs: Tensor
+    exemplar_lengths: Tensor
     compared: Tensor
     usual_unexplained: Tensor
     usual_unseen: Tensor
@@ -166,8 +167,10 @@ class VAE(nn.Module):
         self.register_buffer("codes", torch.zeros(n_codes, self.latent_dim))
         self.register_buffer("code_spread", torch.ones(self.latent_dim))
         self.register_buffer("usual_neg_elbo", torch.zeros(()))
-        # What it costs to explain each of the samples to compare with, in nats, and the entries to compare by.
+        # Of each of the samples to compare with: what it costs to explain it, in nats; half its squared length over the
+        # entries to compare by, for the search; and which entries these are.
         self.register_buffer("exemplar_costs", torch.zeros(n_codes))
+        self.register_buffer("exemplar_lengths", torch.zeros(n_codes))
         self.register_buffer("compared", torch.ones(self.event_shape))
         # Where the upper fifth of held-out normal samples begins, and how far it goes on beyond.
         self.register_buffer("usual_unexplained", torch.tensor([0.0, 1.0]))
