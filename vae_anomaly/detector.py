@@ -30,6 +30,7 @@ from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
 from vae_anomaly.planning import (
+    MAX_SHARE_ROWS,
     architecture,
     build_vae,
     check_score,
@@ -529,7 +530,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return results[: split.n_folds].reshape(-1, *results.shape[2:])
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
-        few = split.first(n_references(encoded.shape[1], self.schema_.n_parts))
+        few = split.first(MAX_SHARE_ROWS)
         entries = self._calibration_map(self._share_function(self._score()), encoded, few)
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual

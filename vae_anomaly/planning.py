@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vae_anomaly.detector import VAEDetector
 
 __all__ = [
+    "MAX_SHARE_ROWS",
     "architecture",
     "augmentation",
     "build_vae",
@@ -45,6 +46,8 @@ MAX_REFERENCE_ENTRIES = 4_000_000
 # Numbers that the draws for them take, in each of some ten tensors.
 MAX_REFERENCE_DRAWS = 16_000_000
 MIN_REFERENCE_ROWS = 20
+# Held-out rows that usual shares of the columns are the mean of; each takes a gradient, or several draws.
+MAX_SHARE_ROWS = 1000
 MAX_LATENT_DIM = 128
 # Steps of training, and rows for each: a few rows come up hundreds of times, and each of ten million once. Batches grow
 # only where one pass takes more steps than that.
