@@ -203,11 +203,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scores", nargs="+", default=[], metavar="NAME", help="further scores of the same fits")
     parser.add_argument("--runs", type=Path, default=HERE / "features.jsonl")
     parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
+    parser.add_argument("--note", default="", metavar="TEXT", help="a sentence to set below the title")
     arguments = parser.parse_args(argv)
     if not arguments.table:
         run_all(arguments)
         return
-    write_page(arguments.runs, table)
+    write_page(arguments.runs, table, arguments.note)
 
 
 if __name__ == "__main__":

@@ -307,9 +307,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--runs", type=Path, default=HERE / "images.jsonl")
     parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
+    parser.add_argument("--note", default="", metavar="TEXT", help="a sentence to set below the title")
     arguments = parser.parse_args(argv)
     if arguments.table:
-        write_page(arguments.runs, table)
+        write_page(arguments.runs, table, arguments.note)
         return
     if arguments.mnist is None:
         parser.error("--mnist is needed, the folder of the IDX files")

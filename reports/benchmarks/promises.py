@@ -201,9 +201,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--only", nargs="+", default=(), metavar="SUBSTR", help="sets whose name holds one of these")
     parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
+    parser.add_argument("--note", default="", metavar="TEXT", help="a sentence to set below the title")
     arguments = parser.parse_args(argv)
     if arguments.table:
-        write_page(RUNS, table)
+        write_page(RUNS, table, arguments.note)
         return
     if arguments.data is None:
         parser.error("--data is needed, the folder of the .npz files")

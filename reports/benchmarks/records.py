@@ -60,13 +60,14 @@ def machines(runs: Sequence[dict[str, Any]]) -> list[str]:
     return [f"{text}." for text in sorted(said)]
 
 
-def write_page(runs: Path, page: Callable[[list[dict[str, Any]]], str]) -> None:
-    """Write the page of the runs beside them."""
+def write_page(runs: Path, page: Callable[[list[dict[str, Any]]], str], note: str = "") -> None:
+    """Write the page of the runs beside them, with a note below its title."""
     lines = read_runs(runs)
     if not lines:
         raise SystemExit(f"{runs} holds no runs yet.")
     target = runs.with_suffix(".md")
-    target.write_text(page(lines), encoding="utf-8")
+    title, rest = page(lines).split("\n", 1)
+    target.write_text("\n".join([title, *(["", note] if note else []), rest]), encoding="utf-8")
     print(f"Wrote {target}.")
 
 
