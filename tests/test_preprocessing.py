@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from tables import mixed
 
+from vae_anomaly import preprocessing
 from vae_anomaly.errors import CellError, DataError
 from vae_anomaly.preprocessing import MAX_CATEGORIES, MAX_SCALED, Schema
 
@@ -412,3 +413,20 @@ def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(rng):
     for bad in (np.inf, -np.inf):
         with pytest.raises(CellError, match=r"row 8, column 'b': -?inf is not finite"):
             schema.encode(frame.assign(b=frame["b"].where(frame.index != 7, bad)))
+
+
+def test_a_table_of_floats_is_encoded_as_its_columns_are(monkeypatch):
+    """All at once, a few rows at a time, to the bits that each column has alone."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.exponential(size=(500, 4)) * [1.0, 1e9, 1e-9, 1.0], columns=list("abcd"))
+    frame["flag"] = (frame["d"] > 1).astype(float)
+    frame.iloc[::7, 1] = np.nan
+    schema = Schema.infer(frame, rank_share=0.15)
+    monkeypatch.setattr(preprocessing, "ROWS_AT_ONCE", 64)
+    new = frame.copy()
+    new.iloc[3, 0], new.iloc[4, 2] = 1e300, -1e300
+    alone = new.astype({"flag": int})
+    assert np.array_equal(schema.encode(new), schema.encode(alone), equal_nan=True)
+    new.iloc[450, 2] = np.inf
+    with pytest.raises(CellError, match="row 451, column 'c': inf is not finite"):
+        schema.encode(new)
