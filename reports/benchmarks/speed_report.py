@@ -19,9 +19,10 @@ def write_report(lines: Sequence[Line], runs: Path) -> None:
         own = [line for line in lines if line["device"].partition(":")[0] == device]
         page += ["", f"## {heading}", ""]
         page += part(own) if own else [f"Not measured. `{COMMAND.format(device)}` measures it."]
-    runs.with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
     if any(line["section"] == "growth" for line in lines):
+        page += ["", f"![Fit and score by rows, columns and members]({runs.stem}.png)"]
         plot(lines).savefig(runs.with_suffix(".png"), dpi=110)
+    runs.with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
 INTRODUCTION = [
