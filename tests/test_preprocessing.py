@@ -1,3 +1,4 @@
+import itertools
 import json
 import warnings
 
@@ -403,30 +404,16 @@ def test_decimal_commas_are_named_rather_than_ignored():
     assert Schema.infer(frame.assign(temp=["a,b", "1,2", "x"])).columns[1].kind == "categorical"
 
 
-def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(rng):
+@pytest.mark.parametrize("rows_at_once", [64, 8192])
+def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(rows_at_once, rng, monkeypatch):
+    monkeypatch.setattr(preprocessing, "ROWS_AT_ONCE", rows_at_once)
     frame = pd.DataFrame(rng.normal(size=(300, 3)).round(1), columns=["a", "b", "c"])
     frame["two"], frame["code"] = rng.integers(0, 2, size=300) * 1.0, rng.integers(0, 4, size=300) * 1.0
     frame = frame.mask(rng.random(frame.shape) < 0.1)
     schema = Schema.infer(frame, categorical=["code"], rank_share=0.15)
+    frame.iloc[3, 0], frame.iloc[4, 2] = 1e300, -1e300
     beside = schema.encode(frame.astype({"b": object}))
     np.testing.assert_array_equal(schema.encode(frame), beside)
-    for bad in (np.inf, -np.inf):
-        with pytest.raises(CellError, match=r"row 8, column 'b': -?inf is not finite"):
-            schema.encode(frame.assign(b=frame["b"].where(frame.index != 7, bad)))
-
-
-def test_a_table_of_floats_is_encoded_as_its_columns_are(monkeypatch):
-    """All at once, a few rows at a time, to the bits that each column has alone."""
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame(rng.exponential(size=(500, 4)) * [1.0, 1e9, 1e-9, 1.0], columns=list("abcd"))
-    frame["flag"] = (frame["d"] > 1).astype(float)
-    frame.iloc[::7, 1] = np.nan
-    schema = Schema.infer(frame, rank_share=0.15)
-    monkeypatch.setattr(preprocessing, "ROWS_AT_ONCE", 64)
-    new = frame.copy()
-    new.iloc[3, 0], new.iloc[4, 2] = 1e300, -1e300
-    alone = new.astype({"flag": int})
-    assert np.array_equal(schema.encode(new), schema.encode(alone), equal_nan=True)
-    new.iloc[450, 2] = np.inf
-    with pytest.raises(CellError, match="row 451, column 'c': inf is not finite"):
-        schema.encode(new)
+    for bad, row in itertools.product((np.inf, -np.inf), (7, 250)):
+        with pytest.raises(CellError, match=rf"row {row + 1}, column 'b': -?inf is not finite"):
+            schema.encode(frame.assign(b=frame["b"].where(frame.index != row, bad)))

@@ -483,7 +483,7 @@ def _encode_column(column: Column, values: "pd.Series[Any] | NDArray[np.float64]
     _refuse_infinite(column.name, numbers)
     if column.kind == "binary":
         return _codes(column, numbers)[:, None]
-    return np.asarray(np.clip(column.scaled(numbers), -MAX_SCALED, MAX_SCALED))[:, None]
+    return _Reals([column]).encode(numbers[:, None])
 
 
 def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:

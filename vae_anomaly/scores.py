@@ -204,19 +204,17 @@ def _nearest(vae: VAE, x: Tensor, compared: Tensor | None = None) -> tuple[Tenso
     By the entries that ``compared`` is 1 for; the squares of what is seen of them are scaled up for what is missing.
     """
     here, exemplars = x.flatten(1), vae.exemplars.flatten(1)
-    lengths = vae.exemplar_lengths if vae.complete and compared is not None else None
+    counted = torch.ones_like(exemplars[0]) if compared is None else compared
+    lengths = None if compared is None else vae.exemplar_lengths
+    up = torch.ones_like(here[:1, :1])
     if not vae.complete:
         seen = ~torch.isnan(here)
-        here, mask = torch.where(seen, here, 0.0), seen.to(x.dtype)
-        n_entries = float(mask.shape[1]) if compared is None else compared.sum()
-        compared = mask if compared is None else mask * compared
-        up = n_entries / compared.sum(dim=-1, keepdim=True).clamp(min=1.0)
-    if compared is not None:
-        here = here * compared
-    place = nearest(here, exemplars, compared, lengths)
+        here, n_entries = torch.where(seen, here, 0.0), counted.sum()
+        counted, lengths = counted * seen, None
+        up = n_entries / counted.sum(dim=-1, keepdim=True).clamp(min=1.0)
+    place = nearest(here * counted, exemplars, counted, lengths)
     # The search says which one is nearest, one difference a sample how far it is: nothing cancels.
-    differences = here - (exemplars[place] if compared is None else exemplars[place] * compared)
-    return place, differences.square() if vae.complete else differences.square() * up
+    return place, ((here - exemplars[place]) * counted).square() * up
 
 
 def _parts_of_distance(squares: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ def middle_and_excess(scores: Tensor, *, least: float = 1e-6) -> Tensor:
     return torch.stack([middle, excess.clamp(min=least)])
 
 
-def upper_tail(scores: Tensor, *, least: float = 1e-6) -> Tensor:
+def upper_tail(scores: Tensor) -> Tensor:
     """Where the upper fifth begins, and the root mean square of what its scores exceed that by: shape (2,).
 
-    ``least`` is the least excess. What normal samples below do says little about how far out an anomaly is.
+    What normal samples below do says little about how far out an anomaly is.
 
     Examples
     --------
@@ -37,4 +37,4 @@ def upper_tail(scores: Tensor, *, least: float = 1e-6) -> Tensor:
     begin = max(min(int(BELOW_TAIL * n), n - 1) - 1, 0)
     ordered = scores.sort().values
     excess = (ordered[begin + 1 :] - ordered[begin]).square().sum() / max(n - begin - 1, 1)
-    return torch.stack([ordered[begin], excess.sqrt().clamp(min=least)])
+    return torch.stack([ordered[begin], excess.sqrt().clamp(min=1e-6)])
