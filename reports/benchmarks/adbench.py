@@ -2,7 +2,7 @@
 
     python reports/benchmarks/adbench.py --data FOLDER --seeds 0 1 2
     python reports/benchmarks/adbench.py --data FOLDER --seeds 0 1 2 --set beta=0.5 --only cardio
-    python reports/benchmarks/adbench.py --data FOLDER --seeds 0 --set MAX_REFERENCE_ROWS=500 --runs ablation.jsonl
+    python reports/benchmarks/adbench.py --data FOLDER --set planning.MAX_REFERENCE_ROWS=500 --runs ablation.jsonl
     python reports/benchmarks/adbench.py --data FOLDER --scores kl neg_elbo --runs ablation.jsonl
     python reports/benchmarks/adbench.py --data FOLDER --contamination 0.05 --runs contamination.jsonl
     python reports/benchmarks/adbench.py --table --published published.csv
@@ -13,7 +13,7 @@ Baselines get columns standardised on the training rows. With --contamination C,
 to the training rows until they are the share C of these (half of all anomalies at most).
 
 Each run adds one JSON line to --runs; what stands there already is not run again. --table runs nothing and turns these
-lines into a Markdown file beside them, with --note at its top. A CSV of published figures in percent has columns
+lines into a Markdown file beside them, with --note below its title. A CSV of published figures in percent has columns
 dataset, method, auc_roc and auc_pr.
 """
 
@@ -23,17 +23,15 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import numpy as np
-from records import append, heading_lines, machines, provenance, read_runs, setting, table_line, write_page
+from records import append, constants, heading_lines, machines, provenance, read_runs, setting, table_line, write_page
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vae_anomaly import VAEDetector, planning, scores, splitting, usual
+from vae_anomaly import VAEDetector
 from vae_anomaly.baselines import make_baseline
 from vae_anomaly.comparison import split_rows
 from vae_anomaly.errors import CalibrationWarning
@@ -42,8 +40,6 @@ HERE = Path(__file__).parent
 MAX_ROWS = 50_000
 BASELINES = ("knn", "lof", "isolation_forest")
 DEFAULT = "default"
-# Whose constants --set may name.
-MODULES = (planning, scores, splitting, usual)
 
 
 class Task(NamedTuple):
@@ -89,43 +85,31 @@ def fit(method: str, overrides: dict[str, Any], train: np.ndarray) -> Fitted:
         with warnings.catch_warnings():
             # Too few rows for a threshold are enough for a score.
             warnings.simplefilter("ignore", CalibrationWarning)
-            parameters = {name: value for name, value in overrides.items() if not name.isupper()}
+            parameters = {name: value for name, value in overrides.items() if "." not in name}
             detector = VAEDetector(**parameters).fit(train)
         return Fitted(detector.anomaly_score, time.perf_counter() - started, detector)
     baseline = make_baseline(method).fit(train)
     return Fitted(lambda X: -baseline.score_samples(X), time.perf_counter() - started)
 
 
-@contextmanager
-def constants(overrides: dict[str, Any]) -> Iterator[None]:
-    """Constants of the package by other values, in fits and scores alike."""
-    with ExitStack() as stack:
-        for name in (name for name in overrides if name.isupper()):
-            owners = [module for module in MODULES if hasattr(module, name)]
-            if not owners:
-                raise SystemExit(f"--set {name}: none of the modules has such a constant.")
-            stack.enter_context(patch.object(owners[0], name, overrides[name]))
-        yield
-
-
 def measure(task: Task, fitted: Fitted, rows: Rows, score_name: str | None) -> dict[str, Any]:
     """Figures of one score on the test rows."""
     train, test, y = rows
     started = time.perf_counter()
-    found = fitted.score(test) if score_name is None else fitted.score(test, score_name=score_name)
+    scores = fitted.score(test) if score_name is None else fitted.score(test, score_name=score_name)
     seconds = time.perf_counter() - started
     extra = {}
     if fitted.vae is not None and score_name is None:
         # How many normal test rows the threshold flags that was promised to flag a share of `fpr`.
         extra = {
             "fpr": fitted.vae.fpr,
-            "false_positive_rate": float((found[y == 0] > fitted.vae.threshold_).mean()),
+            "false_positive_rate": float((scores[y == 0] > fitted.vae.threshold_).mean()),
             "n_calibration": fitted.vae.n_rows_["calibration"],
         }
     return {
         **task._asdict(),
-        "roc_auc": float(roc_auc_score(y, found)),
-        "average_precision": float(average_precision_score(y, found)),
+        "roc_auc": float(roc_auc_score(y, scores)),
+        "average_precision": float(average_precision_score(y, scores)),
         **extra,
         "fit_seconds": round(fitted.seconds, 4),
         "score_seconds": round(seconds, 4),
@@ -196,8 +180,8 @@ def _splits(
             yield path, [task for task in tasks if task.seed == seed], split(path, seed, contamination)
 
 
-def table(runs: Sequence[dict[str, Any]], published: Sequence[dict[str, str]], note: str = "") -> str:
-    """The runs as a Markdown page, with a note at its top."""
+def table(runs: Sequence[dict[str, Any]], published: Sequence[dict[str, str]]) -> str:
+    """The runs as a Markdown page."""
     names = {key(run): _method(run) for run in runs}
     order = {_method(run): _order(run) for run in runs}
     methods = sorted(order, key=lambda name: order[name])
@@ -221,7 +205,6 @@ def table(runs: Sequence[dict[str, Any]], published: Sequence[dict[str, str]], n
         "The normal rows are shuffled; the first half trains, the other half and every anomaly test (`adbench.py`).",
         f"Overall means are over the {len(whole)} sets that all methods ran on.",
         *machines(runs),
-        *([note] if note else []),
         "",
         *_summary(methods, whole, figures, mean),
     ]
@@ -365,21 +348,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="detector parameters, or constants of the package",
+        help="detector parameters, or constants of modules",
     )
     parser.add_argument("--scores", nargs="+", default=[], metavar="NAME", help="further scores of the same fits")
     parser.add_argument("--contamination", type=float, default=0.0, metavar="SHARE", help="anomalies in training rows")
     parser.add_argument("--runs", type=Path, default=HERE / "adbench.jsonl")
     parser.add_argument("--published", type=Path, metavar="CSV")
     parser.add_argument("--table", action="store_true", help="write the page of the runs, and run nothing")
-    parser.add_argument("--note", default="", metavar="TEXT", help="a sentence to set above the table")
+    parser.add_argument("--note", default="", metavar="TEXT", help="a sentence to set below the title")
     arguments = parser.parse_args(argv)
     if arguments.table:
         published = []
         if arguments.published:
             with arguments.published.open(newline="", encoding="utf-8") as file:
                 published = list(csv.DictReader(file))
-        write_page(arguments.runs, lambda runs: table(runs, published, arguments.note))
+        write_page(arguments.runs, lambda runs: table(runs, published), arguments.note)
         return
     if arguments.data is None:
         parser.error("--data is needed, the folder of the .npz files")

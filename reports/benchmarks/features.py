@@ -26,7 +26,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from made_images import DEFECTS, SCENES, made
-from records import append, heading_lines, machines, provenance, read_runs, setting, table_line, write_page
+from records import append, constants, heading_lines, machines, provenance, read_runs, setting, table_line, write_page
 from sklearn.metrics import roc_auc_score
 
 from vae_anomaly import VAEDetector
@@ -119,7 +119,6 @@ def measure(detector: VAEDetector, images: Images, score_name: str | None) -> di
 def run_all(arguments: argparse.Namespace) -> None:
     """Do what is left to do, scene by scene."""
     changes = dict(arguments.set)
-    constants = {name: value for name, value in changes.items() if "." in name}
     parameters = {name: value for name, value in changes.items() if "." not in name}
     suffix = ", ".join(f"{name}={value!r}" for name, value in sorted(changes.items()))
     names = {name: f"{name} ({suffix})" if suffix else name for name in arguments.methods}
@@ -131,9 +130,7 @@ def run_all(arguments: argparse.Namespace) -> None:
                 continue
             images = images_of(scene, seed, *arguments.numbers)
             for name in left:
-                with ExitStack() as stack:
-                    for target, value in constants.items():
-                        stack.enter_context(patch(f"vae_anomaly.{target}", value))
+                with constants(changes):
                     started = time.perf_counter()
                     detector = fitted({**METHODS[name], **parameters}, images.train)
                     seconds = round(time.perf_counter() - started, 2)

@@ -5,9 +5,11 @@ import ast
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import sklearn
@@ -58,6 +60,18 @@ def machines(runs: Sequence[dict[str, Any]]) -> list[str]:
         for run in runs
     }
     return [f"{text}." for text in sorted(said)]
+
+
+@contextmanager
+def constants(changes: Mapping[str, Any]) -> Iterator[None]:
+    """Constants of the package by other values, in fits and scores alike: those with a dot, as ``scores.MAX_NATS``."""
+    with ExitStack() as stack:
+        for target in (name for name in changes if "." in name):
+            try:
+                stack.enter_context(patch(f"vae_anomaly.{target}", changes[target]))
+            except (AttributeError, ImportError):
+                raise SystemExit(f"--set {target}: vae_anomaly has no such constant.") from None
+        yield
 
 
 def write_page(runs: Path, page: Callable[[list[dict[str, Any]]], str], note: str = "") -> None:
