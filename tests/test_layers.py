@@ -7,8 +7,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from tables import TINY, numbers
 
 import vae_anomaly
+from vae_anomaly.detector import VAEDetector
+from vae_anomaly.priors import PRIORS
 
 ROOT = Path(vae_anomaly.__file__).parent
 
@@ -323,6 +326,13 @@ def test_importing_the_package_is_light(code):
 def test_readers_metrics_and_reports_load_no_torch():
     code = "import vae_anomaly.data, vae_anomaly.metrics, vae_anomaly.report, vae_anomaly.thresholds\n"
     assert loaded_by(code + "vae_anomaly.read", "torch", "torchvision", "vae_anomaly.detector") == []
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_loading_a_model_loads_no_compiler(prior, tmp_path):
+    VAEDetector(**TINY, prior=prior, score_name="kl").fit(numbers()).save(tmp_path / "model.vae")
+    code = f"import vae_anomaly\nvae_anomaly.load({str(tmp_path / 'model.vae')!r})"
+    assert loaded_by(code, "torch._dynamo") == []
 
 
 def test_public_names():

@@ -17,10 +17,18 @@ Pair = tuple[nn.Module, nn.Module]
 def linear(n_in: int, n_out: int, generator: torch.Generator | None, gain: float = 1.0) -> nn.Linear:
     """Fully connected layer with outputs of variance about ``gain**2`` for inputs of variance 1."""
     layer = nn.Linear(n_in, n_out)
-    with torch.no_grad():
-        nn.init.normal_(layer.weight, std=gain / math.sqrt(max(n_in, 1)), generator=generator)
-        nn.init.zeros_(layer.bias)
+    _initialize(layer.weight, layer.bias, gain / math.sqrt(max(n_in, 1)), generator)
     return layer
+
+
+@torch.no_grad()
+def _initialize(weight: Tensor, bias: Tensor | None, std: float, generator: torch.Generator | None) -> None:
+    # A network without memory has no values to draw, and torch would import its compiler to draw none: 170 MB.
+    if weight.is_meta:
+        return
+    nn.init.normal_(weight, std=std, generator=generator)
+    assert bias is not None
+    nn.init.zeros_(bias)
 
 
 class Residual(nn.Module):
@@ -126,10 +134,7 @@ N_GROUPS = 8
 def conv(n_in: int, n_out: int, generator: torch.Generator | None, *, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
     """Convolution of 3 x 3 pixels with outputs of variance about ``gain**2`` for inputs of variance 1."""
     layer = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1)
-    with torch.no_grad():
-        nn.init.normal_(layer.weight, std=gain / math.sqrt(9 * n_in), generator=generator)
-        assert layer.bias is not None
-        nn.init.zeros_(layer.bias)
+    _initialize(layer.weight, layer.bias, gain / math.sqrt(9 * n_in), generator)
     return layer
 
 

@@ -78,7 +78,7 @@ class GaussianMixture(Prior):
     def reset_parameters(self, generator: torch.Generator | None) -> None:
         shape = (self.n_components, self.latent_dim)
         self.logits = nn.Parameter(torch.zeros(self.n_components))
-        self.loc = nn.Parameter(torch.randn(shape, generator=generator))
+        self.loc = nn.Parameter(_draw(shape, generator))
         self.raw_scale = nn.Parameter(torch.full(shape, 0.5413))  # softplus: 1
 
     def forward(self, encode: Callable[[Tensor], Distribution]) -> Distribution:
@@ -97,7 +97,7 @@ class VampPrior(Prior):
     def reset_parameters(self, generator: torch.Generator | None) -> None:
         self.logits = nn.Parameter(torch.zeros(self.n_components))
         shape = (self.n_components, *self.event_shape)
-        self.pseudo_inputs = nn.Parameter(torch.randn(shape, generator=generator))
+        self.pseudo_inputs = nn.Parameter(_draw(shape, generator))
 
     def start_from(self, x: Tensor) -> None:
         with torch.no_grad():
@@ -106,6 +106,11 @@ class VampPrior(Prior):
     def forward(self, encode: Callable[[Tensor], Distribution]) -> Distribution:
         posterior = encode(self.pseudo_inputs)
         return _mixture(self.logits, distributions.Normal(posterior.mean, posterior.stddev, validate_args=False))
+
+
+def _draw(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    # Asked for no generator, torch on the meta device draws nothing; asked for None, it imports its compiler first.
+    return torch.randn(shape) if generator is None else torch.randn(shape, generator=generator)
 
 
 def _mixture(logits: Tensor, components: distributions.Normal) -> MixtureSameFamily:

@@ -157,12 +157,13 @@ class VAE(nn.Module):
 
     def _register_references(self, n_codes: int) -> None:
         """Buffers that the end of ``fit`` fills with what is usual for normal samples."""
+        # Made by operations that torch knows without memory: for others it imports its compiler (see `nets`).
         # What a missing entry contributes to log p(x | z): nothing while training; afterwards what the entry
         # contributes on average, so that a hole neither raises nor lowers a score.
         self.register_buffer("missing_log_px", torch.zeros(self.event_shape))
         self.register_buffer("missing_error", torch.zeros(self.event_shape))
         self.register_buffer("code_mean", torch.zeros(self.latent_dim))
-        self.register_buffer("code_precision", torch.eye(self.latent_dim))
+        self.register_buffer("code_precision", torch.zeros(self.latent_dim, self.latent_dim).fill_diagonal_(1.0))
         self.register_buffer("exemplars", torch.zeros(n_codes, *self.event_shape))
         self.register_buffer("codes", torch.zeros(n_codes, self.latent_dim))
         self.register_buffer("code_spread", torch.ones(self.latent_dim))
@@ -181,7 +182,7 @@ class VAE(nn.Module):
         n_views, n_places = picture.n_views, picture.n_places
         # Mean, and spread, of the distance at each place; middle, and mean excess over it, of each view and of grain.
         self.register_buffer("patch_contrast", torch.ones(()))
-        self.register_buffer("usual_patches", torch.stack([torch.zeros(n_places), torch.ones(n_places)]))
+        self.register_buffer("usual_patches", torch.tensor([[0.0], [1.0]]).repeat(1, n_places))
         self.register_buffer("usual_views", torch.tensor([[0.0, 1.0]]).repeat(n_views + 1, 1))
         # Median, mean deficit and mean excess of each of three numbers.
         self.register_buffer("usual_path", torch.tensor([[0.0, 1.0, 1.0]]).repeat(3, 1))
