@@ -51,6 +51,8 @@ __all__ = ["START", "Batch", "Batches", "Place", "open_batches"]
 BLOCK_SIZE = 1 << 23
 MAX_CELLS = 1 << 21
 MAX_ROWS = 1 << 16
+# Bytes of a column of a Parquet file that are read at once.
+PARQUET_BUFFER = 1 << 16
 
 
 class Place(NamedTuple):
@@ -344,7 +346,8 @@ class _Parquet:
     @contextmanager
     def _reading(self) -> Iterator[Any]:
         try:
-            with pyarrow.parquet.ParquetFile(self._source()) as file:
+            # A whole row group in a buffer would take as much memory as its batches do.
+            with pyarrow.parquet.ParquetFile(self._source(), pre_buffer=False, buffer_size=PARQUET_BUFFER) as file:
                 yield file
         except DAMAGED_PARQUET:
             raise damaged_parquet(self.name) from None
