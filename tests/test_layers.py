@@ -28,6 +28,7 @@ TABLE = {
     "in_parts": {"errors", "scratch"},
     "neighbours": set(),
     "number_texts": set(),
+    "workers": set(),
     "nets": {"fused"},
     "likelihoods": set(),
     "priors": set(),
@@ -92,7 +93,7 @@ TABLE = {
         "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "planning", "preprocessing",
         "row_hashes", "features", "pixels", "tails", "thresholds", "tiles", "training", "errors",
     },
-    "scoring": {"ensemble", "memory", "scratch"},
+    "scoring": {"ensemble", "memory", "scratch", "vae", "workers"},
     "planning": {
         "augment", "features", "likelihoods", "picture", "pixels", "preprocessing", "scores", "scratch", "splitting",
         "training", "vae",

@@ -7,7 +7,7 @@ from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.scores import SCORES, scores_for
 from vae_anomaly.scoring import SMALL_BATCHES, map_rows
 
-N_ROWS = 70
+N_ROWS = 150
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_block_that_changes_a_bit_is_not_used(ensemble, eps, rng):
         return function(vae, x, eps)
 
     one = map_rows(ensemble, eps, watched, rows[:1], again=True)
-    assert set(sizes) == {scoring.SCORING_BATCH, SMALL_BATCHES[0], SMALL_BATCHES[1]}
+    assert set(sizes) == {scoring.SCORING_BATCH, *SMALL_BATCHES}
     assert sizes[-1] == SMALL_BATCHES[1]
     np.testing.assert_array_equal(one, map_rows(ensemble, eps, function, rows)[:1])
     sizes.clear()
@@ -70,3 +70,14 @@ def test_rows_that_may_not_be_written_to_are_scored(ensemble, eps, rng, recwarn)
     rows.flags.writeable = False
     map_rows(ensemble, eps, SCORES["kl"].function, rows)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+def test_the_number_of_threads_changes_no_bit(holes, ensemble, eps, rng, monkeypatch):
+    monkeypatch.setattr(scoring, "SCORING_BATCH", 16)
+    rows, before, found = rows_of(rng, holes), torch.get_num_threads(), []
+    for n_threads in (1, 2, 3):
+        torch.set_num_threads(n_threads)
+        found.append(map_rows(ensemble, eps, SCORES["novelty"].function, rows))
+    torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[1:], [found[0]] * 2)

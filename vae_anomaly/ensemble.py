@@ -13,7 +13,7 @@ from vae_anomaly.nets import Layers
 from vae_anomaly.priors import StandardNormal
 from vae_anomaly.vae import VAE
 
-__all__ = ["Ensemble"]
+__all__ = ["Ensemble", "stacked"]
 
 
 class _Call(nn.Module):
@@ -201,7 +201,7 @@ def _in_turn(calls: Sequence[Callable[..., Any]], args: Sequence[Any], dims: Seq
     for index, call in enumerate(calls):
         inner = (arg if dim is None else arg.select(dim, index) for arg, dim in zip(args, dims, strict=True))
         results.append(call(*inner))
-    return _stacked(results)
+    return stacked(results)
 
 
 def _beside_samples(value: Tensor) -> Tensor:
@@ -212,12 +212,12 @@ def _beside_samples(value: Tensor) -> Tensor:
     return value.reshape(len(value), *(1 for _ in range(3 - value.ndim)), *value.shape[1:])
 
 
-def _stacked(results: Sequence[Any]) -> Any:
+def stacked(results: Sequence[Any]) -> Any:
     """Tensors, or tuples or dicts of tensors, along a new first axis."""
     first = results[0]
     if isinstance(first, Tensor):
         return torch.stack(list(results))
     if isinstance(first, dict):
-        return {name: _stacked([result[name] for result in results]) for name in first}
-    parts = [_stacked(part) for part in zip(*results, strict=True)]
+        return {name: stacked([result[name] for result in results]) for name in first}
+    parts = [stacked(part) for part in zip(*results, strict=True)]
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)

@@ -1,6 +1,7 @@
 """Which of many points is nearest."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["half_squared_lengths", "nearest"]
@@ -10,6 +11,10 @@ MAX_DISTANCES = 256_000
 # The least of a group takes a quarter of the time that finding its place takes, so the place is looked for in the group
 # with the least distance alone, where differences also settle what rounding leaves open.
 GROUP = 8
+# So many groups make one of the groups among which the least is looked for.
+GROUPS = 32
+# Fewer numbers than this are gone through sooner than they are grouped.
+MIN_GROUPED = 1 << 17
 
 
 def half_squared_lengths(points: Tensor, counted: Tensor) -> Tensor:
@@ -55,7 +60,7 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: 
         # Half the squared distance, less half the squared length of x, which is the same for all points.
         constant = half_squared_lengths(points[tile], counted.T) if lengths is None else lengths[tile, None]
         least.extend(_least_of_groups(torch.addmm(constant, points[tile], x.T, alpha=-1.0)))
-    best = torch.cat(least).argmin(dim=0)
+    best = _least_of_all(torch.cat(least))
     members = (best[:, None] * GROUP + torch.arange(GROUP, device=x.device)).clamp(max=len(points) - 1)
     differences = (points[members] - x[:, None]) * counted.reshape(-1, 1, x.shape[1])
     nearest_member = differences.square().sum(dim=2).argmin(dim=1, keepdim=True)
@@ -67,3 +72,14 @@ def _least_of_groups(rest: Tensor) -> list[Tensor]:
     whole = len(rest) // GROUP * GROUP
     groups = [rest[:whole].reshape(-1, GROUP, rest.shape[1]).amin(dim=1)]
     return groups if whole == len(rest) else [*groups, rest[whole:].amin(dim=0, keepdim=True)]
+
+
+def _least_of_all(rest: Tensor) -> Tensor:
+    """Row of the least of each column: first the ``GROUPS`` rows that hold it, for the same reason."""
+    n_rows, n_columns = rest.shape
+    if rest.numel() <= MIN_GROUPED:
+        return rest.argmin(dim=0)
+    groups = F.pad(rest, (0, 0, 0, -n_rows % GROUPS), value=torch.inf).reshape(-1, GROUPS, n_columns)
+    best = groups.amin(dim=1).argmin(dim=0)
+    columns = torch.arange(n_columns, device=rest.device)
+    return best * GROUPS + groups[best, :, columns].argmin(dim=1)

@@ -1,6 +1,7 @@
 """Functions of a VAE on many rows: in blocks of one shape, by all members, holes filled where there are any."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,18 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.ensemble import Ensemble, stacked
 from vae_anomaly.memory import keep_freed_memory
 from vae_anomaly.scratch import blocks
+from vae_anomaly.vae import VAE
+from vae_anomaly.workers import side_by_side
 
 __all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "map_folds", "map_rows"]
 
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
-SCORING_BATCH = 512
-# A few rows alone come in a smaller block, and all members at once, where that gives the same bits; tried the first
-# time.
-SMALL_BATCHES = (8, 16, 32)
+SCORING_BATCH = 1024
+# A few rows alone come in a smaller block, where that gives the same bits; tried the first time. In the smallest ones
+# all members come at once.
+SMALL_BATCHES = (8, 32, 128)
+TOGETHER = (8, 32)
 # Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for
 # each row, for all members at once.
 MAX_SCORING_ENTRIES = 500_000
@@ -32,7 +36,7 @@ RowFunction = Callable[..., Any]
 """``function(vae, x, eps)``: one result for each row of ``x``, or a tuple of such results."""
 
 # What was found out about small blocks, by ensemble, function and whether rows have holes.
-_SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool], int]] = WeakKeyDictionary()
+_SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool], tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def block_size(n_entries: int, n_parts: int = 1) -> int:
@@ -73,11 +77,11 @@ def map_rows(
     do with a small block.
     """
     holed = by_blocks(_is_holed, encoded, np.arange(len(encoded)))
-    if again and 0 < len(encoded) <= SMALL_BATCHES[-1] and not (holed.any() and not holed.all()):
-        size = _small_batch(ensemble, eps, function, encoded.shape[1], holed=bool(holed.all()))
-        few = size < block_size(encoded.shape[1])
-        return _map_blocks(ensemble, eps, function, encoded, size, holed=bool(holed.all()), together=few)
     size = block_size(encoded.shape[1], n_parts)
+    if again and 0 < len(encoded) <= SMALL_BATCHES[-1] and not (holed.any() and not holed.all()):
+        alike = _small_batches(ensemble, eps, function, encoded.shape[1], holed=bool(holed.all()))
+        small = next((small for small in alike if small >= len(encoded)), size)
+        return _map_blocks(ensemble, eps, function, encoded, small, holed=bool(holed.all()), together=small in TOGETHER)
     if not holed.any():
         return _map_blocks(ensemble, eps, function, encoded, size, holed=False)
     # Imputation changes nothing for a complete row, so only the others pay for it.
@@ -118,24 +122,25 @@ def _map_blocks(
 ) -> Any:
     keep_freed_memory()
     vae, device = ensemble.skeleton, ensemble.device
-    eps, results = eps.to(device), []
+    eps, shared, n_rows = eps.to(device), encoded.ndim == 2, encoded.shape[-2]
+    starts = range(0, n_rows, size)
+    vae.imputation_steps, vae.complete = IMPUTATION_STEPS if holed else 0, not holed
 
-    def kept(values: Tensor) -> Floats:
-        values = values[:, :n_rows].double()
+    def kept(values: Tensor, start: int) -> Floats:
+        values = values[:, : n_rows - start].double()
         return (values.mean(dim=0) if shared else values).cpu().numpy()
 
-    shared = encoded.ndim == 2
-    vae.imputation_steps, vae.complete = IMPUTATION_STEPS if holed else 0, not holed
     try:
-        for start in range(0, encoded.shape[-2], size):
-            block = encoded[..., start : start + size, :]
-            n_rows = block.shape[-2]
-            if n_rows < size:
-                padding = np.zeros((*block.shape[:-2], size - n_rows, block.shape[-1]), dtype=np.float32)
-                block = np.concatenate([block, padding], axis=-2)
-            x = torch.from_numpy(block if block.flags.writeable else block.copy()).to(device)
-            values = ensemble.map(function, x, eps, in_dims=(None if shared else 0, None), together=together)
-            results.append(tuple(map(kept, values)) if isinstance(values, tuple) else kept(values))
+        if device.type == "cpu" and not together:
+            found = _side_by_side(ensemble.views(), eps, function, encoded, starts)
+        else:
+            dims = (None if shared else 0, None)
+            moved = (_block(encoded, start, size).to(device) for start in starts)
+            found = (ensemble.map(function, x, eps, in_dims=dims, together=together) for x in moved)
+        results = [
+            tuple(kept(part, start) for part in values) if isinstance(values, tuple) else kept(values, start)
+            for start, values in zip(starts, found, strict=True)
+        ]
     finally:
         vae.imputation_steps, vae.complete = 0, False
     axis = 0 if shared else 1
@@ -144,27 +149,52 @@ def _map_blocks(
     return np.concatenate(results, axis=axis)
 
 
-def _small_batch(ensemble: Ensemble, eps: Tensor, function: RowFunction, n_entries: int, *, holed: bool) -> int:
-    """Smallest block in which this function gives the very bits that it gives in a block of the usual size.
+def _side_by_side(
+    members: Sequence[VAE], eps: Tensor, function: RowFunction, encoded: NDArray[np.float32], starts: range
+) -> Iterator[Any]:
+    """Results of each block, by all members: each member's part of a block is a piece of work of its own."""
 
-    Which one that is depends on the processor and on the libraries: they may multiply few rows in another order, or
+    @torch.no_grad()
+    def one(piece: tuple[int, int]) -> Any:
+        start, member = piece
+        rows = encoded if encoded.ndim == 2 else encoded[member]
+        return function(members[member], _block(rows, start, starts.step), eps)
+
+    results = side_by_side(one, itertools.product(starts, range(len(members))))
+    return (stacked(list(itertools.islice(results, len(members)))) for _ in starts)
+
+
+def _block(encoded: NDArray[np.float32], start: int, size: int) -> Tensor:
+    """Rows from ``start`` on, ``size`` of them: where there are fewer, zeros follow."""
+    block = encoded[..., start : start + size, :]
+    missing = size - block.shape[-2]
+    if missing:
+        padding = np.zeros((*block.shape[:-2], missing, block.shape[-1]), dtype=np.float32)
+        block = np.concatenate([block, padding], axis=-2)
+    return torch.from_numpy(block if block.flags.writeable else block.copy())
+
+
+def _small_batches(
+    ensemble: Ensemble, eps: Tensor, function: RowFunction, n_entries: int, *, holed: bool
+) -> tuple[int, ...]:
+    """Sizes of blocks in which this function gives the very bits that it gives in a block of the usual size.
+
+    Which ones these are depends on the processor and on the libraries: they may multiply few rows in another order, or
     work on the ends of an array element by element. So it is tried, once, with rows that leave no bit to chance.
     """
     known = _SMALL.setdefault(ensemble, {})
     if (function, holed) not in known:
         usual = block_size(n_entries)
         rng = np.random.default_rng(0)
-        rows = rng.normal(size=(min(2 * SMALL_BATCHES[-1], usual), n_entries)).astype(np.float32)
+        rows = rng.normal(size=(min(SMALL_BATCHES[-1], usual), n_entries)).astype(np.float32)
         if holed:
             rows[rng.random(rows.shape) < 0.5] = np.nan
         wanted = _map_blocks(ensemble, eps, function, rows, usual, holed=holed)
-        alike = (
-            size
-            for size in SMALL_BATCHES
-            if size < usual
-            and np.array_equal(
-                _map_blocks(ensemble, eps, function, rows, size, holed=holed, together=True), wanted, equal_nan=True
-            )
+
+        def found(size: int) -> Any:
+            return _map_blocks(ensemble, eps, function, rows, size, holed=holed, together=size in TOGETHER)
+
+        known[function, holed] = tuple(
+            size for size in SMALL_BATCHES if size < usual and np.array_equal(found(size), wanted, equal_nan=True)
         )
-        known[function, holed] = next(alike, usual)
     return known[function, holed]

@@ -1,0 +1,48 @@
+import threading
+import time
+
+import pytest
+import torch
+
+from vae_anomaly.workers import side_by_side
+
+
+@pytest.fixture(params=[1, 2, 3])
+def n_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order(n_threads):
+    def slow(index):
+        time.sleep(0.02 if index == 0 else 0.0)
+        return index
+
+    assert list(side_by_side(slow, range(7))) == list(range(7))
+
+
+def test_each_thread_computes_alone_and_the_caller_as_before(n_threads):
+    threads = list(side_by_side(lambda _: (threading.get_ident(), torch.get_num_threads()), range(50)))
+    assert {number for _, number in threads} == {1}
+    assert threading.get_ident() not in {name for name, _ in threads}
+    assert torch.get_num_threads() == n_threads
+    others = []
+    other = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert others == [n_threads]
+
+
+def test_an_error_reaches_the_caller(n_threads):
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side(lambda n: 1 // n, [1, 0, 2]))
+    assert list(side_by_side(lambda n: n, [3])) == [3]
+
+
+def test_gradients_are_left_to_the_function(n_threads):
+    weight = torch.ones(3, requires_grad=True)
+    with torch.no_grad():
+        found = list(side_by_side(lambda n: torch.autograd.grad((n * weight).sum(), weight)[0], [1.0, 2.0]))
+    assert [value.tolist() for value in found] == [[1.0] * 3, [2.0] * 3]
