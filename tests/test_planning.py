@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vae_anomaly import VAEDetector
+from vae_anomaly.pixels import PixelSchema
 from vae_anomaly.planning import MAX_BATCH_GROWTH, MAX_STEPS, architecture, training_plan
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.scratch import ENTRIES_AT_ONCE
@@ -15,13 +16,33 @@ def plan(n_rows, n_entries=30, **parameters):
     return training_plan(VAEDetector(**parameters), Schema([]), n_entries, n_rows)
 
 
-@pytest.mark.parametrize("n_rows", [1, 300, 5_000, 50_000, 80_000])
+def image_plan(n_rows, n_entries, **parameters):
+    schema = PixelSchema((1, 1, n_entries), np.zeros(1), np.ones(1))
+    return training_plan(VAEDetector(**parameters), schema, n_entries, n_rows)
+
+
+@pytest.mark.parametrize("n_rows", [5_000, 50_000, 80_000])
 @pytest.mark.parametrize(("n_entries", "batch_size"), [(3, 256), (585, 256), (1_000, 150), (10_000, 64)])
-def test_tables_of_usual_size_are_trained_on_as_they_always_were(n_rows, n_entries, batch_size):
+@pytest.mark.parametrize(("kind", "least"), [(plan, 300), (image_plan, 1500)])
+def test_data_of_usual_size_are_trained_on_as_they_always_were(kind, least, n_rows, n_entries, batch_size):
     """Figures in the benchmarks rest on it."""
-    found = plan(n_rows, n_entries)
-    n_steps = min(max(1500, 5 * max(1, n_rows // batch_size)), 6000)
+    found = kind(n_rows, n_entries)
+    n_steps = min(max(least, 5 * max(1, n_rows // batch_size)), 6000)
     assert (found.batch_size, found.n_steps) == (batch_size, n_steps)
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size"), [(1, 128), (300, 128), (1_600, 200), (2_048, 256)])
+def test_batches_of_few_rows_of_a_table_are_small(n_rows, batch_size):
+    assert plan(n_rows).batch_size == batch_size
+    assert image_plan(n_rows, 30).batch_size == 256
+
+
+def test_the_fewer_steps_on_a_table_the_longer_they_are():
+    rates = [plan(1000, max_steps=steps).learning_rate for steps in (10, 300, 600, 1500, 6000)]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], rates[-1]) == (rates[1], rates[-2]) == pytest.approx((0.012, 0.004))
+    assert image_plan(1000, 30, max_steps=10).learning_rate == 0.004
+    assert plan(1000, learning_rate=0.1).learning_rate == 0.1
 
 
 @pytest.mark.parametrize("n_rows", [10**6, 3 * 10**6, 10**7, 12_000_000])

@@ -52,7 +52,7 @@ LIMITS = {
     "n_mc": Limits(Integral, 1),
     "max_steps": Limits(Integral, 1, optional=True),
     "batch_size": Limits(Integral, 1, optional=True),
-    "learning_rate": Limits(Real, 0, open=True),
+    "learning_rate": Limits(Real, 0, open=True, optional=True),
     "weight_decay": Limits(Real, 0),
     "warmup": Limits(Real, 0, 1),
     "patience": Limits(Real, 0),

@@ -85,9 +85,9 @@ if TYPE_CHECKING:
 @click.option("--hidden", default="96,96", show_default=True, help="Widths of the encoder's layers.")
 @click.option("--beta", type=FiniteRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
 @click.option("--min-scale", type=FiniteRange(0, min_open=True), default=0.05, show_default=True)
-@click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps [default: 1500 to 6000, by rows].")
+@click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps [default: 300 to 6000, by rows].")
 @click.option("--batch-size", type=click.IntRange(1), help="[default: 256, fewer for wide rows]")
-@click.option("--learning-rate", type=FiniteRange(0, min_open=True), default=4e-3, show_default=True)
+@click.option("--learning-rate", type=FiniteRange(0, min_open=True), help="[default: 0.004 to 0.012, by steps]")
 @click.option(
     "--robust",
     type=FiniteRange(0, 0.49),
