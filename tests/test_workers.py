@@ -1,3 +1,5 @@
+import os
+import signal
 import threading
 import time
 
@@ -39,6 +41,25 @@ def test_an_error_reaches_the_caller(n_threads):
     with pytest.raises(ZeroDivisionError):
         list(side_by_side(lambda n: 1 // n, [1, 0, 2]))
     assert list(side_by_side(lambda n: n, [3])) == [3]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(n_threads):
+    assert list(side_by_side(lambda n: 2 * n, [1, 2])) == [2, 4]
+    child = os.fork()
+    if child == 0:
+        os._exit(7 if list(side_by_side(lambda n: 2 * n, [3, 4])) == [6, 8] else 1)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("The child waits for threads that it does not have.")
+    assert os.waitstatus_to_exitcode(status) == 7
 
 
 def test_gradients_are_left_to_the_function(n_threads):

@@ -164,7 +164,7 @@ def _learning_rate(n_steps: int, *, images: bool) -> float:
     if images:
         return LEARNING_RATE
     steepness = math.log(HIGH_LEARNING_RATE / LEARNING_RATE) / math.log(MANY_STEPS / MIN_STEPS)
-    rate = LEARNING_RATE * (MANY_STEPS / n_steps) ** steepness
+    rate = LEARNING_RATE * math.pow(MANY_STEPS / n_steps, steepness)
     return min(max(rate, LEARNING_RATE), HIGH_LEARNING_RATE)
 
 

@@ -1,5 +1,6 @@
 """Independent pieces of work side by side on the processors, each in a thread that uses one of them."""
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,17 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
         if n_threads not in _POOLS:
             _POOLS[n_threads] = _new_pool(n_threads)
         return _POOLS[n_threads]
+
+
+def _forget_pools() -> None:
+    """Start anew in a process that was forked: the threads stayed behind."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    _POOLS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pools)
 
 
 def _new_pool(n_threads: int) -> ThreadPoolExecutor:
