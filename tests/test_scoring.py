@@ -1,8 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from tables import TINY, numbers
 
-from vae_anomaly import scoring
+from vae_anomaly import neighbours, scoring
+from vae_anomaly.detector import VAEDetector
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.scores import SCORES, scores_for
 from vae_anomaly.scoring import SMALL_BATCHES, map_rows
@@ -81,3 +84,21 @@ def test_the_number_of_threads_changes_no_bit(holes, ensemble, eps, rng, monkeyp
         found.append(map_rows(ensemble, eps, SCORES["novelty"].function, rows))
     torch.set_num_threads(before)
     np.testing.assert_array_equal(found[1:], [found[0]] * 2)
+
+
+def test_a_block_that_decides_between_equal_distances_otherwise_is_not_used(eps, rng, monkeypatch):
+    """The last bit of a distance says which of two samples is nearer."""
+    exact = neighbours._rest
+
+    def otherwise(constant, points, x):
+        rest = exact(constant, points, x)
+        if len(x) > SMALL_BATCHES[0]:
+            return rest
+        return rest + 2e-7 * rest.abs() * torch.arange(len(rest)).sin()[:, None]
+
+    monkeypatch.setattr(neighbours, "_rest", otherwise)
+    detector = VAEDetector(**TINY).fit(numbers(300))
+    rows = detector.schema_.encode(pd.DataFrame(numbers(1)))
+    function = SCORES["novelty"].function
+    map_rows(detector.ensemble_, detector.eps_, function, rows, again=True)
+    assert scoring._SMALL[detector.ensemble_][function, False] == SMALL_BATCHES[1:]

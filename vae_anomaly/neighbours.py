@@ -11,6 +11,7 @@ MAX_DISTANCES = 256_000
 # The least of a group takes a quarter of the time that finding its place takes, so the place is looked for in the group
 # with the least distance alone, where differences also settle what rounding leaves open.
 GROUP = 8
+FEW_ROWS = 32
 # So many groups make one of the groups among which the least is looked for.
 GROUPS = 32
 # Fewer numbers than this are gone through sooner than they are grouped.
@@ -59,12 +60,21 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: 
         tile = slice(start, start + size)
         # Half the squared distance, less half the squared length of x, which is the same for all points.
         constant = half_squared_lengths(points[tile], counted.T) if lengths is None else lengths[tile, None]
-        least.extend(_least_of_groups(torch.addmm(constant, points[tile], x.T, alpha=-1.0)))
+        least.extend(_least_of_groups(_rest(constant, points[tile], x)))
     best = _least_of_all(torch.cat(least))
     members = (best[:, None] * GROUP + torch.arange(GROUP, device=x.device)).clamp(max=len(points) - 1)
     differences = (points[members] - x[:, None]) * counted.reshape(-1, 1, x.shape[1])
     nearest_member = differences.square().sum(dim=2).argmin(dim=1, keepdim=True)
     return members.gather(1, nearest_member).squeeze(1)
+
+
+def _rest(constant: Tensor, points: Tensor, x: Tensor) -> Tensor:
+    """``constant`` less the products of points and rows, shape (n_points, n_rows)."""
+    if len(x) <= FEW_ROWS:
+        # Four times as fast the other way round, and with the bits that many rows have: as the narrow factor they are
+        # multiplied in another order, and of equally distant points another one is nearest.
+        return torch.addmm(constant.T, x, points.T, alpha=-1.0).T
+    return torch.addmm(constant, points, x.T, alpha=-1.0)
 
 
 def _least_of_groups(rest: Tensor) -> list[Tensor]:
