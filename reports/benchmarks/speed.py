@@ -25,6 +25,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,7 +35,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from adbench import protocol_b
-from records import provenance, read_runs
+from records import constants, provenance, read_runs
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -49,6 +50,7 @@ from vae_anomaly import VAEDetector
 from vae_anomaly.errors import CalibrationWarning, PosteriorCollapseWarning
 from vae_anomaly.planning import training_plan
 from vae_anomaly.scores import MAX_NATS, NEARBY_SHARE
+from vae_anomaly.scoring import SCORING_BATCH
 from vae_anomaly.splitting import split_rows
 from vae_anomaly.thresholds import THRESHOLDS
 from vae_anomaly.vae import VAE
@@ -430,6 +432,11 @@ def rate(function: Callable[[], Any], flops: float, device: str) -> float:
     return flops / median(times) / 1e9
 
 
+def in_one_thread() -> AbstractContextManager[None]:
+    """Scores are computed by the caller's own thread, the only one that counters, profiles and autocast know of."""
+    return constants({"scoring.side_by_side": map})
+
+
 def product_rates(n_members: int, n_rows: int, width: int, device: str) -> tuple[float, float]:
     """Rate of a product of 2048 x 2048 matrices, and of the products in the middle of our networks."""
     large = torch.randn(2048, 2048, device=device)
@@ -453,10 +460,10 @@ def limit(options: argparse.Namespace) -> Iterator[Case]:
             "score, novelty": lambda: detector.anomaly_score(X, score_name="novelty"),
         }
         call, short = calls[what], lambda: fitted(options, X, max_steps=FEW_STEPS // 10)
-        with FlopCounterMode(display=False) as counter:
+        with in_one_thread(), FlopCounterMode(display=False) as counter:
             call()
         took = median(seconds(call, options.device)[0] for _ in range(options.pairs))
-        members, rows = (6, 256) if what == "fit" else (1, 512)
+        members, rows = (6, 256) if what == "fit" else (1, SCORING_BATCH)
         large, alike = product_rates(members, rows, 96, options.device)
         achieved = counter.get_total_flops() / took / 1e9
         return {
@@ -477,7 +484,7 @@ def limit(options: argparse.Namespace) -> Iterator[Case]:
 def top_operations(call: Callable[[], Any], device: str) -> list[tuple[str, float]]:
     """The operations that take the longest themselves, with their shares of all that torch's profiler sees."""
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device != "cpu")
-    with profile(activities=kinds) as profiled:
+    with in_one_thread(), profile(activities=kinds) as profiled:
         call()
     column = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
     events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, column))
@@ -503,7 +510,7 @@ def quality(options: argparse.Namespace) -> Iterator[Case]:
         detector = fitted(options, train)
         scores = detector.anomaly_score(test)
         kind = torch.device(options.device).type
-        with torch.autocast(kind, dtype=torch.bfloat16):
+        with in_one_thread(), torch.autocast(kind, dtype=torch.bfloat16):
             low = {name: detector.anomaly_score(test, score_name=name) for name in ("novelty", "neg_log_px_z")}
         plain = detector.anomaly_score(test, score_name="neg_log_px_z")
         return {
