@@ -1,7 +1,7 @@
 """Functions of a VAE on many rows: in blocks of one shape, by all members, holes filled where there are any."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -126,21 +126,20 @@ def _map_blocks(
     starts = range(0, n_rows, size)
     vae.imputation_steps, vae.complete = IMPUTATION_STEPS if holed else 0, not holed
 
-    def kept(values: Tensor, start: int) -> Floats:
+    def kept(values: Any, start: int) -> Any:
+        if isinstance(values, tuple):
+            return tuple(kept(part, start) for part in values)
         values = values[:, : n_rows - start].double()
         return (values.mean(dim=0) if shared else values).cpu().numpy()
 
     try:
         if device.type == "cpu" and not together:
-            found = _side_by_side(ensemble.views(), eps, function, encoded, starts)
+            results = _side_by_side(ensemble.views(), eps, function, encoded, starts, kept)
         else:
             dims = (None if shared else 0, None)
             moved = (_block(encoded, start, size).to(device) for start in starts)
             found = (ensemble.map(function, x, eps, in_dims=dims, together=together) for x in moved)
-        results = [
-            tuple(kept(part, start) for part in values) if isinstance(values, tuple) else kept(values, start)
-            for start, values in zip(starts, found, strict=True)
-        ]
+            results = [kept(values, start) for start, values in zip(starts, found, strict=True)]
     finally:
         vae.imputation_steps, vae.complete = 0, False
     axis = 0 if shared else 1
@@ -150,9 +149,14 @@ def _map_blocks(
 
 
 def _side_by_side(
-    members: Sequence[VAE], eps: Tensor, function: RowFunction, encoded: NDArray[np.float32], starts: range
-) -> Iterator[Any]:
-    """Results of each block, by all members: each member's part of a block is a piece of work of its own."""
+    members: Sequence[VAE],
+    eps: Tensor,
+    function: RowFunction,
+    encoded: NDArray[np.float32],
+    starts: range,
+    kept: Callable[[Any, int], Any],
+) -> list[Any]:
+    """What is ``kept`` of each block, of all members; blocks side by side, or members where there are few blocks."""
 
     @torch.no_grad()
     def one(piece: tuple[int, int]) -> Any:
@@ -160,8 +164,15 @@ def _side_by_side(
         rows = encoded if encoded.ndim == 2 else encoded[member]
         return function(members[member], _block(rows, start, starts.step), eps)
 
+    @torch.no_grad()
+    def block(start: int) -> Any:
+        # The whole of it in the thread: an operation that is split among all of them would wait for each.
+        return kept(stacked([one((start, member)) for member in range(len(members))]), start)
+
+    if len(starts) >= torch.get_num_threads():
+        return list(side_by_side(block, starts))
     results = side_by_side(one, itertools.product(starts, range(len(members))))
-    return (stacked(list(itertools.islice(results, len(members)))) for _ in starts)
+    return [kept(stacked(list(itertools.islice(results, len(members)))), start) for start in starts]
 
 
 def _block(encoded: NDArray[np.float32], start: int, size: int) -> Tensor:
