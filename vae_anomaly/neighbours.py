@@ -11,6 +11,7 @@ MAX_DISTANCES = 256_000
 # The least of a group takes a quarter of the time that finding its place takes, so the place is looked for in the group
 # with the least distance alone, where differences also settle what rounding leaves open.
 GROUP = 8
+# Up to so many rows are no narrow factor of a product; see `_rest`.
 FEW_ROWS = 32
 # So many groups make one of the groups among which the least is looked for.
 GROUPS = 32
@@ -60,7 +61,7 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: 
         tile = slice(start, start + size)
         # Half the squared distance, less half the squared length of x, which is the same for all points.
         constant = half_squared_lengths(points[tile], counted.T) if lengths is None else lengths[tile, None]
-        least.extend(_least_of_groups(_rest(constant, points[tile], x)))
+        least.append(_grouped(_rest(constant, points[tile], x), GROUP).amin(dim=1))
     best = _least_of_all(torch.cat(least))
     members = (best[:, None] * GROUP + torch.arange(GROUP, device=x.device)).clamp(max=len(points) - 1)
     differences = (points[members] - x[:, None]) * counted.reshape(-1, 1, x.shape[1])
@@ -77,19 +78,18 @@ def _rest(constant: Tensor, points: Tensor, x: Tensor) -> Tensor:
     return torch.addmm(constant, points, x.T, alpha=-1.0)
 
 
-def _least_of_groups(rest: Tensor) -> list[Tensor]:
-    """Least of each ``GROUP`` rows, and of what is left over after them."""
-    whole = len(rest) // GROUP * GROUP
-    groups = [rest[:whole].reshape(-1, GROUP, rest.shape[1]).amin(dim=1)]
-    return groups if whole == len(rest) else [*groups, rest[whole:].amin(dim=0, keepdim=True)]
-
-
 def _least_of_all(rest: Tensor) -> Tensor:
     """Row of the least of each column: first the ``GROUPS`` rows that hold it, for the same reason."""
-    n_rows, n_columns = rest.shape
     if rest.numel() <= MIN_GROUPED:
         return rest.argmin(dim=0)
-    groups = F.pad(rest, (0, 0, 0, -n_rows % GROUPS), value=torch.inf).reshape(-1, GROUPS, n_columns)
+    groups = _grouped(rest, GROUPS)
     best = groups.amin(dim=1).argmin(dim=0)
-    columns = torch.arange(n_columns, device=rest.device)
+    columns = torch.arange(rest.shape[1], device=rest.device)
     return best * GROUPS + groups[best, :, columns].argmin(dim=1)
+
+
+def _grouped(rest: Tensor, size: int) -> Tensor:
+    """``size`` rows that follow each other, each time, shape (n_groups, size, n_columns); infinity at the end."""
+    missing = -len(rest) % size
+    whole = F.pad(rest, (0, 0, 0, missing), value=torch.inf) if missing else rest
+    return whole.reshape(-1, size, rest.shape[1])
