@@ -1,7 +1,7 @@
 """Functions of a VAE on many rows: in blocks of one shape, by all members, holes filled where there are any."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -132,14 +132,21 @@ def _map_blocks(
         values = values[:, : n_rows - start].double()
         return (values.mean(dim=0) if shared else values).cpu().numpy()
 
+    @torch.no_grad()
+    def whole(start: int) -> Any:
+        x = _block(encoded, start, size).to(device)
+        dims = (None if shared else 0, None)
+        return kept(ensemble.map(function, x, eps, in_dims=dims, together=together), start)
+
     try:
-        if device.type == "cpu" and not together:
-            results = _side_by_side(ensemble.views(), eps, function, encoded, starts, kept)
+        if device.type != "cpu" or together:
+            results = list(map(whole, starts))
+        elif len(starts) >= torch.get_num_threads():
+            # With all that is done to its result, as the caller's operations would wait for these threads.
+            results = list(side_by_side(whole, starts))
         else:
-            dims = (None if shared else 0, None)
-            moved = (_block(encoded, start, size).to(device) for start in starts)
-            found = (ensemble.map(function, x, eps, in_dims=dims, together=together) for x in moved)
-            results = [kept(values, start) for start, values in zip(starts, found, strict=True)]
+            few = [_block(encoded, start, size) for start in starts]
+            results = list(map(kept, _by_members(ensemble.views(), eps, function, few), starts))
     finally:
         vae.imputation_steps, vae.complete = 0, False
     axis = 0 if shared else 1
@@ -148,31 +155,16 @@ def _map_blocks(
     return np.concatenate(results, axis=axis)
 
 
-def _side_by_side(
-    members: Sequence[VAE],
-    eps: Tensor,
-    function: RowFunction,
-    encoded: NDArray[np.float32],
-    starts: range,
-    kept: Callable[[Any, int], Any],
-) -> list[Any]:
-    """What is ``kept`` of each block, of all members; blocks side by side, or members where there are few blocks."""
+def _by_members(members: Sequence[VAE], eps: Tensor, function: RowFunction, few: Sequence[Tensor]) -> Iterator[Any]:
+    """``function`` of each of a few blocks by all members; what one member does with a block is a piece of its own."""
 
     @torch.no_grad()
-    def one(piece: tuple[int, int]) -> Any:
-        start, member = piece
-        rows = encoded if encoded.ndim == 2 else encoded[member]
-        return function(members[member], _block(rows, start, starts.step), eps)
+    def one(piece: tuple[Tensor, int]) -> Any:
+        x, member = piece
+        return function(members[member], x if x.ndim == 2 else x[member], eps)
 
-    @torch.no_grad()
-    def block(start: int) -> Any:
-        # The whole of it in the thread: an operation that is split among all of them would wait for each.
-        return kept(stacked([one((start, member)) for member in range(len(members))]), start)
-
-    if len(starts) >= torch.get_num_threads():
-        return list(side_by_side(block, starts))
-    results = side_by_side(one, itertools.product(starts, range(len(members))))
-    return [kept(stacked(list(itertools.islice(results, len(members)))), start) for start in starts]
+    results = side_by_side(one, itertools.product(few, range(len(members))))
+    return (stacked(list(itertools.islice(results, len(members)))) for _ in few)
 
 
 def _block(encoded: NDArray[np.float32], start: int, size: int) -> Tensor:
