@@ -115,7 +115,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     max_steps : int, optional
         Optimiser steps; by default 300, of images 1500, more for more rows, up to 6000.
     batch_size : int, optional
-        By default 256, and fewer (64 at least) where rows have more than some 600 encoded columns.
+        By default 256; an eighth of the rows of a table, 128 at least, where that is fewer; and fewer still (64 at
+        least) where rows have more than some 600 encoded columns.
     learning_rate : float, optional
         Peak of the one-cycle schedule; by default 0.004, and on tables more for less than 1500 steps, up to 0.012.
     weight_decay : float, default=1e-4

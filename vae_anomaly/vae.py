@@ -158,6 +158,7 @@ class VAE(nn.Module):
     def _register_references(self, n_codes: int) -> None:
         """Buffers that the end of ``fit`` fills with what is usual for normal samples."""
         # Made by operations that torch knows without memory: for others it imports its compiler (see `nets`).
+
         # What a missing entry contributes to log p(x | z): nothing while training; afterwards what the entry
         # contributes on average, so that a hole neither raises nor lowers a score.
         self.register_buffer("missing_log_px", torch.zeros(self.event_shape))

@@ -86,7 +86,7 @@ if TYPE_CHECKING:
 @click.option("--beta", type=FiniteRange(0), default=1.0, show_default=True, help="Weight of the KL term.")
 @click.option("--min-scale", type=FiniteRange(0, min_open=True), default=0.05, show_default=True)
 @click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps [default: 300 to 6000, by rows].")
-@click.option("--batch-size", type=click.IntRange(1), help="[default: 256, fewer for wide rows]")
+@click.option("--batch-size", type=click.IntRange(1), help="[default: 256, fewer for few or wide rows]")
 @click.option("--learning-rate", type=FiniteRange(0, min_open=True), help="[default: 0.004 to 0.012, by steps]")
 @click.option(
     "--robust",
