@@ -113,8 +113,19 @@ def test_views_follow_the_ensemble(three, x, eps):
         torch.testing.assert_close(first[1].encoder[0].weight, three[1].encoder[0].weight + 1.0)
     ensemble.buffers["usual_neg_elbo"] = torch.full((3,), 7.0)
     assert float(ensemble.views()[2].usual_neg_elbo) == 7.0
-    ensemble.skeleton.imputation_steps = 3
-    assert {vae.imputation_steps for vae in ensemble.views()} == {3}
+
+
+def test_members_are_told_how_rows_are_each_time_by_themselves(three, x, eps):
+    ensemble = Ensemble(three)
+    told = ensemble.told(imputation_steps=3)
+    assert ensemble.told(imputation_steps=3) is told is not ensemble.told(complete=True)
+    assert {vae.imputation_steps for vae in told.views()} == {3}
+    assert {vae.complete for vae in ensemble.told(complete=True).views()} == {True}
+    assert {(vae.imputation_steps, vae.complete) for vae in ensemble.views()} == {(0, False)}
+    told.buffers["usual_neg_elbo"] = torch.full((3,), 7.0)
+    assert float(ensemble.views()[2].usual_neg_elbo) == 7.0
+    ensemble.to("cpu")
+    assert ensemble.told(imputation_steps=3).params is ensemble.params
 
 
 def test_an_ensemble_is_pickled_and_copied_without_its_views(three, x, eps):

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,11 +63,42 @@ def test_a_block_that_changes_a_bit_is_not_used(ensemble, eps, rng):
     assert set(sizes) == {SMALL_BATCHES[1]}
 
 
+@pytest.mark.parametrize("n_rows", [1024, 1025, 1100, 1536, 1537])
+def test_rows_that_are_left_over_come_in_small_blocks(n_rows, ensemble, eps, rng):
+    rows, sizes = rng.normal(size=(n_rows, 5)).astype(np.float32), []
+
+    def watched(vae, x, eps):
+        sizes.append(len(x))
+        return x[:, 0]
+
+    np.testing.assert_array_equal(map_rows(ensemble, eps, watched, rows, again=True), rows[:, 0])
+    sizes.clear()
+    map_rows(ensemble, eps, watched, rows, again=True)
+    wanted = {1024: [1024], 1025: [1024, 8], 1100: [1024, 128], 1536: [1024, *4 * [128]], 1537: [1024, 1024]}[n_rows]
+    assert sorted(sizes, reverse=True) == sorted(2 * wanted, reverse=True)
+
+
+def test_threads_with_different_rows_do_not_disturb_each_other(ensemble, eps, rng):
+    """Rows with holes in one thread, complete ones in another."""
+    kinds = [rows_of(rng, holes) for holes in (0.0, 0.3)]
+    kinds += [rows[:5] for rows in kinds]
+
+    def scores(index):
+        return map_rows(ensemble, eps, SCORES["novelty"].function, kinds[index % 4], again=True)
+
+    wanted = list(map(scores, range(4)))
+    again = Ensemble(list(ensemble.members()))
+    ensemble = again
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(scores, range(80)))
+    for index, values in enumerate(found):
+        np.testing.assert_array_equal(values, wanted[index % 4])
+
+
 def test_scoring_leaves_the_network_as_it_was(ensemble, eps, rng):
     for holes in (0.0, 0.3):
         map_rows(ensemble, eps, SCORES["novelty"].function, rows_of(rng, holes))
-        assert not ensemble.skeleton.complete
-        assert ensemble.skeleton.imputation_steps == 0
+        assert {(vae.complete, vae.imputation_steps) for vae in (ensemble.skeleton, *ensemble.views())} == {(False, 0)}
 
 
 def test_rows_that_may_not_be_written_to_are_scored(ensemble, eps, rng, recwarn):
@@ -104,4 +137,4 @@ def test_a_block_that_decides_between_equal_distances_otherwise_is_not_used(eps,
     rows = detector.schema_.encode(pd.DataFrame(numbers(1)))
     function = SCORES["novelty"].function
     map_rows(detector.ensemble_, detector.eps_, function, rows, again=True)
-    assert scoring._SMALL[detector.ensemble_][function, False] == SMALL_BATCHES[1:]
+    assert scoring._SMALL[detector.ensemble_][function, False, torch.get_num_threads()] == SMALL_BATCHES[1:]

@@ -497,8 +497,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     @torch.no_grad()
     def _fill_references(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
-        ensemble, eps = self.ensemble_, self.eps_.to(train_x.device)
-        ensemble.skeleton.imputation_steps = IMPUTATION_STEPS if self.architecture_["mask_input"] else 0
+        ensemble = self.ensemble_.told(imputation_steps=IMPUTATION_STEPS if self.architecture_["mask_input"] else 0)
+        eps = self.eps_.to(train_x.device)
         for fill in (*REFERENCES, *(IMAGE_REFERENCES if ensemble.skeleton.picture else ())):
             filled = ensemble.map(fill, train_x, held_out_x, eps, in_dims=(0, 0, None))
             for name in filled.keys() & set(AVERAGED):
@@ -755,7 +755,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         encoded, score = self._encode(X), self._score()
-        scores, entries = self._map_rows(self._explained_function(score), encoded)
+        function, n_parts = self._explained_function(score), self.schema_.n_parts
+        scores, entries = map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=n_parts == 1)
         contributions = self.schema_.fold(entries)
         empty = by_blocks(_is_empty, encoded, np.arange(len(encoded)))
         scores[empty], contributions[empty] = np.nan, np.nan
@@ -913,7 +914,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return score.function
 
     def _explained_function(self, score: Score) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-        with_shares = functools.partial(score_and_shares, score)
+        with_shares = _with_shares(score)
         if isinstance(self.schema_, TileSchema):
             return self.schema_.explained_function(score.function, with_shares)
         if isinstance(self.schema_, FeatureSchema):
@@ -972,6 +973,12 @@ def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:
     groups = Groups.of(rows)
     groups.check_enough(rule.rows_needed(fpr), fpr)
     return groups
+
+
+@functools.cache
+def _with_shares(score: Score) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The same function each time, so that what is found out about it is known."""
+    return functools.partial(score_and_shares, score)
 
 
 def _is_empty(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:

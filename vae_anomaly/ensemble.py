@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -47,7 +48,12 @@ class Ensemble:
         self.n_estimators = len(members)
         self.params, self.buffers = stack_module_state(list(members))
         self.skeleton = copy.deepcopy(members[0]).to("meta")
+        self._forget_shared()
+
+    def _forget_shared(self) -> None:
         self._views: tuple[list[Tensor], list[VAE]] = ([], [])
+        self._told: dict[tuple[bool, int], Ensemble] = {}
+        self._calls = threading.local()
 
     @classmethod
     def from_tensors(cls, skeleton: VAE, tensors: dict[str, Tensor]) -> "Ensemble":
@@ -59,7 +65,7 @@ class Ensemble:
             If a tensor is missing, superfluous, or of another shape than the architecture has.
         """
         ensemble = cls.__new__(cls)
-        ensemble._views = ([], [])
+        ensemble._forget_shared()
         ensemble.skeleton = copy.deepcopy(skeleton).to("meta")
         expected = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
         if expected.keys() != tensors.keys():
@@ -117,11 +123,11 @@ class Ensemble:
         together : bool, default=False
             Run members as one program on a CPU, too, without gradients: faster for a few samples, slower for many.
         """
-        call = _Call(self.skeleton)
         dims = tuple(in_dims) if in_dims is not None else (None,) * len(args)
         if not (together or torch.is_grad_enabled()) and self.device.type == "cpu":
             # What vmap saves in calls it costs in Python, and the numbers of one member stay in the cache.
             return _in_turn([functools.partial(function, vae) for vae in self.views()], args, dims)
+        call = self._call()
         if not self._fuses():
             return _in_turn([functools.partial(_run, call, state, function) for state in self._states()], args, dims)
 
@@ -146,6 +152,13 @@ class Ensemble:
         _replace(vae, {name: value if name.startswith(nets) else _beside_samples(value) for name, value in tensors})
         return vae
 
+    def _call(self) -> _Call:
+        """A network to put tensors into while a function runs; each thread needs its own."""
+        if not hasattr(self._calls, "own"):
+            self._calls.own = _Call(copy.deepcopy(self.skeleton))
+        own: _Call = self._calls.own
+        return own
+
     def _fuses(self) -> bool:
         """Whether one program for all members is faster than one after the other.
 
@@ -166,13 +179,34 @@ class Ensemble:
             for index, vae in enumerate(views):
                 _replace(vae, {name: value.detach()[index] for name, value in self.tensors().items()})
             self._views = tensors, views
-        for vae in views:
-            vae.imputation_steps, vae.complete = self.skeleton.imputation_steps, self.skeleton.complete
         return views
+
+    def told(self, *, complete: bool = False, imputation_steps: int = 0) -> "Ensemble":
+        """The same members, which share the tensors of this ensemble, told how the rows to come are.
+
+        Parameters
+        ----------
+        complete : bool, default=False
+            That nothing is missing in them.
+        imputation_steps : int, default=0
+            How many passes fill what is missing.
+        """
+        told = self._told.get((complete, imputation_steps))
+        if told is None or told.params is not self.params or told.buffers is not self.buffers:
+            # One for each way, for threads that come with different rows at the same time.
+            told = copy.copy(self)
+            told.skeleton = copy.deepcopy(self.skeleton)
+            told.skeleton.complete, told.skeleton.imputation_steps = complete, imputation_steps
+            self._told[complete, imputation_steps] = told
+        return told
 
     def __getstate__(self) -> dict[str, Any]:
         # Each view would be written with all it is a view of.
-        return {**self.__dict__, "_views": ([], [])}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_views", "_told", "_calls")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_shared()
 
     def members(self) -> Iterator[VAE]:
         """Each member as a VAE of its own, with copies of its tensors."""

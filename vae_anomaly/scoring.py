@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,6 +25,8 @@ SCORING_BATCH = 1024
 # all members come at once.
 SMALL_BATCHES = (8, 32, 128)
 TOGETHER = (8, 32)
+# More blocks of them cost as much as a whole one.
+MAX_SMALL = 4
 # Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for
 # each row, for all members at once.
 MAX_SCORING_ENTRIES = 500_000
@@ -35,8 +37,8 @@ Floats = NDArray[np.float64]
 RowFunction = Callable[..., Any]
 """``function(vae, x, eps)``: one result for each row of ``x``, or a tuple of such results."""
 
-# What was found out about small blocks, by ensemble, function and whether rows have holes.
-_SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool], tuple[int, ...]]] = WeakKeyDictionary()
+# What was found out about small blocks, by ensemble, function, whether rows have holes, and number of threads.
+_SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool, int], tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def block_size(n_entries: int, n_parts: int = 1) -> int:
@@ -73,22 +75,26 @@ def map_rows(
 
     A function that returns a tuple gives a tuple of arrays, each with the bits that it would have alone.
 
-    ``again`` says that this very function will be asked for more often: then it pays to find out whether few rows can
-    do with a small block.
+    ``again`` says that this very function will be asked for more often: then it pays to find out whether few rows, and
+    those that are left over when blocks are full, can do with small blocks.
     """
     holed = by_blocks(_is_holed, encoded, np.arange(len(encoded)))
     size = block_size(encoded.shape[1], n_parts)
-    if again and 0 < len(encoded) <= SMALL_BATCHES[-1] and not (holed.any() and not holed.all()):
-        alike = _small_batches(ensemble, eps, function, encoded.shape[1], holed=bool(holed.all()))
-        small = next((small for small in alike if small >= len(encoded)), size)
-        return _map_blocks(ensemble, eps, function, encoded, small, holed=bool(holed.all()), together=small in TOGETHER)
+
+    def of(rows: NDArray[np.float32], *, holed: bool) -> Any:
+        few = 0 < len(rows) % size <= MAX_SMALL * SMALL_BATCHES[-1]
+        small = _small_batches(ensemble, eps, function, rows.shape[1], holed=holed) if again and few else ()
+        blocks = _spans(len(rows), size, small)
+        together = len(blocks) == 1 and blocks[0].size in small and blocks[0].size in TOGETHER
+        return _map_blocks(ensemble, eps, function, rows, blocks, holed=holed, together=together)
+
     if not holed.any():
-        return _map_blocks(ensemble, eps, function, encoded, size, holed=False)
+        return of(encoded, holed=False)
     # Imputation changes nothing for a complete row, so only the others pay for it.
-    some = _map_blocks(ensemble, eps, function, encoded[holed], size, holed=True)
+    some = of(encoded[holed], holed=True)
     if holed.all():
         return some
-    others = _map_blocks(ensemble, eps, function, encoded[~holed], size, holed=False)
+    others = of(encoded[~holed], holed=False)
     if isinstance(some, tuple):
         return tuple(_merged(holed, *two) for two in zip(some, others, strict=True))
     return _merged(holed, some, others)
@@ -105,8 +111,24 @@ def map_folds(
     ensemble: Ensemble, eps: Tensor, function: RowFunction, folds: NDArray[np.float32], *, n_parts: int = 1
 ) -> Any:
     """``function`` of rows of each member's own, shape (n_estimators, n_rows, n_entries): one result from each."""
-    size = block_size(folds.shape[-1], n_parts)
-    return _map_blocks(ensemble, eps, function, folds, size, holed=bool(np.isnan(folds).any()))
+    blocks = _spans(folds.shape[-2], block_size(folds.shape[-1], n_parts))
+    return _map_blocks(ensemble, eps, function, folds, blocks, holed=bool(np.isnan(folds).any()))
+
+
+class _Span(NamedTuple):
+    """Rows of a block; where there are fewer, it is padded to ``size``."""
+
+    start: int
+    size: int
+
+
+def _spans(n_rows: int, size: int, small: Sequence[int] = ()) -> list[_Span]:
+    """Blocks of ``size`` rows; those left over come in the ``small`` one that holds them, or in some of the largest."""
+    full = n_rows // size * size
+    if not small or n_rows - full > MAX_SMALL * small[-1]:
+        return [_Span(start, size) for start in range(0, n_rows, size)]
+    fitting = next((one for one in small if one >= n_rows - full), small[-1])
+    return [*_spans(full, size), *(_Span(start, fitting) for start in range(full, n_rows, fitting))]
 
 
 @torch.no_grad()
@@ -115,40 +137,35 @@ def _map_blocks(
     eps: Tensor,
     function: RowFunction,
     encoded: NDArray[np.float32],
-    size: int,
+    spans: Sequence[_Span],
     *,
     holed: bool,
     together: bool = False,
 ) -> Any:
     keep_freed_memory()
-    vae, device = ensemble.skeleton, ensemble.device
+    ensemble, device = ensemble.told(complete=not holed, imputation_steps=IMPUTATION_STEPS * holed), ensemble.device
     eps, shared, n_rows = eps.to(device), encoded.ndim == 2, encoded.shape[-2]
-    starts = range(0, n_rows, size)
-    vae.imputation_steps, vae.complete = IMPUTATION_STEPS if holed else 0, not holed
 
-    def kept(values: Any, start: int) -> Any:
+    def kept(values: Any, span: _Span) -> Any:
         if isinstance(values, tuple):
-            return tuple(kept(part, start) for part in values)
-        values = values[:, : n_rows - start].double()
+            return tuple(kept(part, span) for part in values)
+        values = values[:, : n_rows - span.start].double()
         return (values.mean(dim=0) if shared else values).cpu().numpy()
 
     @torch.no_grad()
-    def whole(start: int) -> Any:
-        x = _block(encoded, start, size).to(device)
+    def whole(span: _Span) -> Any:
+        x = _block(encoded, span).to(device)
         dims = (None if shared else 0, None)
-        return kept(ensemble.map(function, x, eps, in_dims=dims, together=together), start)
+        return kept(ensemble.map(function, x, eps, in_dims=dims, together=together), span)
 
-    try:
-        if device.type != "cpu" or together:
-            results = list(map(whole, starts))
-        elif len(starts) >= torch.get_num_threads():
-            # With all that is done to its result, as the caller's operations would wait for these threads.
-            results = list(side_by_side(whole, starts))
-        else:
-            few = [_block(encoded, start, size) for start in starts]
-            results = list(map(kept, _by_members(ensemble.views(), eps, function, few), starts))
-    finally:
-        vae.imputation_steps, vae.complete = 0, False
+    if device.type != "cpu" or together:
+        results = list(map(whole, spans))
+    elif len(spans) >= torch.get_num_threads():
+        # With all that is done to its result, as the caller's operations would wait for these threads.
+        results = list(side_by_side(whole, spans))
+    else:
+        few = [_block(encoded, span) for span in spans]
+        results = list(map(kept, _by_members(ensemble.views(), eps, function, few), spans))
     axis = 0 if shared else 1
     if isinstance(results[0], tuple):
         return tuple(np.concatenate(parts, axis=axis) for parts in zip(*results, strict=True))
@@ -167,10 +184,10 @@ def _by_members(members: Sequence[VAE], eps: Tensor, function: RowFunction, few:
     return (stacked(list(itertools.islice(results, len(members)))) for _ in few)
 
 
-def _block(encoded: NDArray[np.float32], start: int, size: int) -> Tensor:
-    """Rows from ``start`` on, ``size`` of them: where there are fewer, zeros follow."""
-    block = encoded[..., start : start + size, :]
-    missing = size - block.shape[-2]
+def _block(encoded: NDArray[np.float32], span: _Span) -> Tensor:
+    """The rows of a block: where there are fewer, zeros follow."""
+    block = encoded[..., span.start : span.start + span.size, :]
+    missing = span.size - block.shape[-2]
     if missing:
         padding = np.zeros((*block.shape[:-2], missing, block.shape[-1]), dtype=np.float32)
         block = np.concatenate([block, padding], axis=-2)
@@ -186,8 +203,8 @@ def _small_batches(
     work on the ends of an array element by element. So it is tried, once, with rows that leave no bit to chance; among
     them such as lie between two samples that the model keeps, where the last bit of a distance says which is nearer.
     """
-    known = _SMALL.setdefault(ensemble, {})
-    if (function, holed) not in known:
+    known, asked = _SMALL.setdefault(ensemble, {}), (function, holed, torch.get_num_threads())
+    if asked not in known:
         usual = block_size(n_entries)
         rng = np.random.default_rng(0)
         rows = rng.normal(size=(min(SMALL_BATCHES[-1], usual), n_entries)).astype(np.float32)
@@ -195,15 +212,21 @@ def _small_batches(
         rows[: len(between)] = between
         if holed:
             rows[rng.random(rows.shape) < 0.5] = np.nan
-        wanted = _map_blocks(ensemble, eps, function, rows, usual, holed=holed)
 
         def found(size: int) -> Any:
-            return _map_blocks(ensemble, eps, function, rows, size, holed=holed, together=size in TOGETHER)
+            blocks, together = _spans(len(rows), size), size in TOGETHER
+            return _map_blocks(ensemble, eps, function, rows, blocks, holed=holed, together=together)
 
-        known[function, holed] = tuple(
-            size for size in SMALL_BATCHES if size < usual and np.array_equal(found(size), wanted, equal_nan=True)
-        )
-    return known[function, holed]
+        wanted = found(usual)
+        known[asked] = tuple(size for size in SMALL_BATCHES if size < usual and _same(found(size), wanted))
+    return known[asked]
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Whether all bits are the same."""
+    if isinstance(wanted, tuple):
+        return all(itertools.starmap(_same, zip(found, wanted, strict=True)))
+    return np.array_equal(found, wanted, equal_nan=True)
 
 
 def _between_samples(ensemble: Ensemble, n: int) -> NDArray[np.float32]:
