@@ -28,7 +28,8 @@ TABLE = {
     "in_parts": {"errors", "scratch"},
     "neighbours": set(),
     "number_texts": set(),
-    "workers": set(),
+    "pipeline": set(),
+    "workers": {"pipeline"},
     "nets": {"fused"},
     "likelihoods": set(),
     "priors": set(),
@@ -105,12 +106,11 @@ TABLE = {
     },
     "predictions": {"data", "discoveries", "errors", "groups", "number_texts"},
     # Scoring of tables of any size.
-    "pipeline": set(),
     "partial": {"atomic", "errors"},
     "tallies": {"discoveries", "drift"},
     "score_file": {
         "atomic", "csv_text", "data.batches", "discoveries", "drift", "errors", "partial", "pipeline", "predictions",
-        "tallies",
+        "tallies", "workers",
     },
     # Evaluation.
     "areas": set(),

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from vae_anomaly.workers import side_by_side
+from vae_anomaly.workers import side_by_side, stream
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -67,3 +67,68 @@ def test_gradients_are_left_to_the_function(n_threads):
     with torch.no_grad():
         found = list(side_by_side(lambda n: torch.autograd.grad((n * weight).sum(), weight)[0], [1.0, 2.0]))
     assert [value.tolist() for value in found] == [[1.0] * 3, [2.0] * 3]
+
+
+def test_pieces_of_a_piece_come_in_order_and_no_thread_waits_for_another(n_threads):
+    def piece(n):
+        return list(side_by_side(lambda m: (n, m, torch.get_num_threads()), range(5)))
+
+    found = list(side_by_side(piece, range(20)))
+    assert found == [[(n, m, 1) for m in range(5)] for n in range(20)]
+
+
+def test_a_thread_with_nothing_to_do_helps(n_threads):
+    """The pieces of a lone piece meet, which one thread alone could not have them do."""
+    meeting = threading.Barrier(n_threads, timeout=20)
+    (found,) = stream(lambda n: list(side_by_side(lambda m: meeting.wait() >= 0, range(n))), iter([n_threads]))
+    assert found == [True] * n_threads
+
+
+def test_an_error_in_a_piece_of_a_piece_reaches_the_caller(n_threads):
+    for wrong in (1, 7):
+        with pytest.raises(ZeroDivisionError):
+            list(side_by_side(lambda _: list(side_by_side(lambda m: 1 // (wrong - m), range(8))), range(3)))  # noqa: B023
+    assert list(side_by_side(lambda n: n, [3])) == [3]
+
+
+def test_a_stream_takes_few_items_ahead_and_keeps_their_order(n_threads):
+    taken, ahead = [], []
+
+    def items():
+        for n in range(30):
+            taken.append(n)
+            yield n
+
+    for n, found in enumerate(stream(lambda n: 2 * n, items())):
+        assert found == 2 * n
+        ahead.append(len(taken) - n)
+    assert len(ahead) == 30
+    assert max(ahead) <= n_threads + 3
+
+
+def test_what_is_wrong_with_the_items_comes_after_those_before(n_threads):
+    def items():
+        yield from (1, 2, 3)
+        raise OSError("gone")
+
+    found, results = stream(lambda n: time.sleep(0.02) or n, items()), []
+    with pytest.raises(OSError, match="gone"):
+        results.extend(found)
+    assert results == [1, 2, 3]
+
+
+def test_a_stream_that_is_closed_begins_nothing_more(n_threads):
+    begun, closed = [], []
+
+    def items():
+        try:
+            yield from range(100)
+        finally:
+            closed.append(True)
+
+    found = stream(lambda n: begun.append(n) or time.sleep(0.02), items())
+    next(found)
+    found.close()
+    assert closed == [True]
+    time.sleep(0.2)
+    assert len(begun) <= 2 * n_threads + 4

@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from vae_anomaly.atomic import replacing
 from vae_anomaly.csv_text import csv_header, csv_rows
-from vae_anomaly.data.batches import START, Batches, Place
+from vae_anomaly.data.batches import START, Batch, Batches, Place
 from vae_anomaly.discoveries import check_fdr
 from vae_anomaly.drift import LowScores
 from vae_anomaly.errors import DataError
@@ -23,6 +23,7 @@ from vae_anomaly.partial import Partial
 from vae_anomaly.pipeline import ahead
 from vae_anomaly.predictions import Known, flagged_together, groups_of, has_group, known_columns, predicted
 from vae_anomaly.tallies import Tally
+from vae_anomaly.workers import stream
 
 if TYPE_CHECKING:
     from vae_anomaly.detector import VAEDetector
@@ -175,17 +176,23 @@ class ScoreRun:
             self.on_rows(n_rows)
 
     def _scored(self, start: Place) -> Generator[_Scored, None, None]:
-        return ahead(self._score(start))
+        batches = self.batches.read(self._known.columns, numbers=self._known.numbers, start=start)
+        if self.detector.ensemble_.device.type == "cpu":
+            # Each batch by a thread of its own, so that no processor waits while another one encodes or writes texts.
+            return stream(self._score, batches)
+        return ahead(self._in_turn(batches))
 
-    def _score(self, start: Place) -> Iterator[_Scored]:
-        detector, known = self.detector, self._known
-        with closing(ahead(self.batches.read(known.columns, numbers=known.numbers, start=start))) as batches:
-            for data, after in batches:
-                table, _ = predicted(
-                    detector, data, score_names=self.score_names, n_top=self.n_top, together=self.fdr is not None
-                )
-                groups = groups_of(detector, data)
-                yield _Scored(table, 0 if groups is None else int((~has_group(detector, groups)).sum()), after)
+    def _in_turn(self, batches: Iterator[Batch]) -> Iterator[_Scored]:
+        with closing(ahead(batches)) as read:
+            yield from map(self._score, read)
+
+    def _score(self, batch: Batch) -> _Scored:
+        detector, (data, after) = self.detector, batch
+        table, _ = predicted(
+            detector, data, score_names=self.score_names, n_top=self.n_top, together=self.fdr is not None
+        )
+        groups = groups_of(detector, data)
+        return _Scored(table, 0 if groups is None else int((~has_group(detector, groups)).sum()), after)
 
     def _final(self, draft: IO[bytes], tally: Tally) -> Iterator[pd.DataFrame]:
         """Finished predictions from drafts."""

@@ -1,20 +1,27 @@
 """Independent pieces of work side by side on the processors, each in a thread that uses one of them."""
 
+import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
 import torch
 
-__all__ = ["side_by_side"]
+from vae_anomaly.pipeline import ahead
+
+__all__ = ["side_by_side", "stream"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _POOLS: dict[int, ThreadPoolExecutor] = {}
 _LOCK = threading.Lock()
+# The pool that a thread belongs to, and how many threads that has.
+_OURS = threading.local()
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -31,7 +38,60 @@ def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     >>> list(side_by_side(lambda n: int(torch.ones(n).sum()), [3, 1, 2]))
     [3, 1, 2]
     """
+    if hasattr(_OURS, "pool"):
+        return iter(_with_idle(function, list(items), _OURS.pool, _OURS.n_threads))
     return _pool(torch.get_num_threads()).map(function, items)
+
+
+def stream(function: Callable[[T], R], items: Iterator[T]) -> Generator[R, None, None]:
+    """The same of items that come one by one: only a few more are taken than there are threads.
+
+    Errors of ``items`` come after the results of all those before. Whoever stops early has to ``close()`` it.
+
+    Examples
+    --------
+    >>> list(stream(lambda n: int(torch.ones(n).sum()), iter([3, 1, 2])))
+    [3, 1, 2]
+    """
+    n_threads = torch.get_num_threads()
+    pool = _pool(n_threads)
+    # Those that may not have begun yet.
+    last: deque[Future[R]] = deque(maxlen=n_threads + 3)
+
+    def begun() -> Iterator[Future[R]]:
+        for item in items:
+            last.append(pool.submit(function, item))
+            yield last[-1]
+
+    try:
+        with closing(ahead(begun(), depth=n_threads)) as futures:
+            for future in futures:
+                yield future.result()
+    finally:
+        for future in last:
+            future.cancel()
+
+
+def _with_idle(function: Callable[[T], R], items: list[T], pool: ThreadPoolExecutor, n_threads: int) -> list[R]:
+    """``function`` of pieces of a piece: by the thread that does that one, and by those that have nothing to do."""
+    results: list[R | None] = [None] * len(items)
+    places = itertools.count()
+
+    def go_on() -> None:
+        # One step of a counter can't be interrupted.
+        while (place := next(places)) < len(items):
+            results[place] = function(items[place])
+
+    # They queue behind all other pieces, and what nobody has begun to do when this thread is through is not needed:
+    # no thread waits for one that waits.
+    helpers = [pool.submit(go_on) for _ in range(min(n_threads, len(items)) - 1)]
+    try:
+        go_on()
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]
+    for helper in begun:
+        helper.result()
+    return results  # type: ignore[return-value]
 
 
 def _pool(n_threads: int) -> ThreadPoolExecutor:
@@ -43,8 +103,8 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 def _forget_pools() -> None:
     """Start anew in a process that was forked: the threads stayed behind."""
-    global _LOCK
-    _LOCK = threading.Lock()
+    global _LOCK, _OURS
+    _LOCK, _OURS = threading.Lock(), threading.local()
     _POOLS.clear()
 
 
@@ -61,6 +121,7 @@ def _new_pool(n_threads: int) -> ThreadPoolExecutor:
         # A thread that has not asked yet would take the number last set for all when it first computes.
         torch.get_num_threads()
         torch.set_num_threads(1)
+        _OURS.pool, _OURS.n_threads = pool, n_threads
         meeting.wait()
 
     list(pool.map(begin, range(n_threads)))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from vae_anomaly.data.arrow import Options, check_size, column_names, frame_of
-from vae_anomaly.data.csv_blocks import RowEnds, blocks_of_rows, first_rows
+from vae_anomaly.data.csv_blocks import RowEnds, blocks_of_rows, first_rows, n_line_ends
 from vae_anomaly.data.delimited import (
     DAMAGED_GZIP,
     check_utf8,
@@ -48,9 +48,9 @@ __all__ = ["START", "Batch", "Batches", "Place", "open_batches"]
 
 # Bytes of text in a batch, or numbers and rows of another file: enough to keep the processor busy, few enough for any
 # memory.
-BLOCK_SIZE = 1 << 23
+BLOCK_SIZE = 1 << 22
 MAX_CELLS = 1 << 21
-MAX_ROWS = 1 << 16
+MAX_ROWS = 1 << 13
 # Bytes of a column of a Parquet file that are read at once.
 PARQUET_BUFFER = 1 << 16
 
@@ -317,7 +317,7 @@ class _Csv:
             lines = lines or self._first.count(b"\n", 0, offset)
             for text in blocks_of_rows(stream, self._ends, self.name, BLOCK_SIZE):
                 check_utf8(text, self.name, lines)
-                offset, lines = offset + len(text), lines + text.count(b"\n")
+                offset, lines = offset + len(text), lines + n_line_ends(text)
                 if text.isspace():
                     continue
                 rows_of = functools.partial(csv_table, text, self.layout, self.name, first_row=rows)

@@ -86,7 +86,8 @@ def csv_table(
     Types are inferred from these rows, where they are not known: columns in ``text_columns`` are text, and those in
     ``numbers`` are floats if all their cells can be. ``only`` names the columns to read.
     """
-    if body.count(b'"') % 2:
+    # Looking for the first one takes a tenth of the time of counting none.
+    if b'"' in body and body.count(b'"') % 2:
         _check_quotes(body, layout.delimiter, name, first_row)
 
     def parse(types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> pa.Table:
