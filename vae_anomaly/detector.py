@@ -429,7 +429,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(X, pd.DataFrame):
             if not X.columns.is_unique:
                 raise DataError(f"Duplicated column names: {sorted(set(X.columns[X.columns.duplicated()].map(str)))}.")
-            validate_data(self, X, skip_check_array=True, reset=reset)
+            # Where the names are those of the training rows there is nothing to say, and for a row the check takes long.
+            if reset or list(X.columns) != list(getattr(self, "feature_names_in_", ())):
+                validate_data(self, X, skip_check_array=True, reset=reset)
             _check_rows(X, 2 if reset else 1)
             return X.reset_index(drop=True)
         array = validate_data(

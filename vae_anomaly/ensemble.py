@@ -3,12 +3,12 @@
 import copy
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
+from torch.func import stack_module_state
 
 from vae_anomaly.nets import Layers
 from vae_anomaly.priors import StandardNormal
@@ -17,15 +17,29 @@ from vae_anomaly.vae import VAE
 __all__ = ["Ensemble", "stacked"]
 
 
-class _Call(nn.Module):
-    """Lets ``functional_call``, which only calls ``forward``, run any function of a VAE."""
+class _Shell:
+    """A VAE without tensors of its own, which those of a member are put into while a function runs.
 
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
+    ``torch.func.functional_call`` does so, too, and takes longer for it than the networks take for a row.
+    """
 
-    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
-        return function(self.vae, *args)
+    def __init__(self, skeleton: VAE, names: Iterable[str]) -> None:
+        self.vae, names = copy.deepcopy(skeleton), list(names)
+        _replace(self.vae, dict.fromkeys(names))
+        places = [name.rpartition(".") for name in names]
+        self.slots = [(vars(self.vae.get_submodule(path)), attribute) for path, _, attribute in places]
+
+    def run(self, function: Callable[..., Any], tensors: Sequence[Tensor | None], *args: Any) -> Any:
+        """``function(vae, *args)`` with these tensors, in the order of the names."""
+        try:
+            self._fill(tensors)
+            return function(self.vae, *args)
+        finally:
+            self._fill([None] * len(self.slots))
+
+    def _fill(self, tensors: Sequence[Tensor | None]) -> None:
+        for (attributes, name), value in zip(self.slots, tensors, strict=True):
+            attributes[name] = value
 
 
 class Ensemble:
@@ -53,7 +67,7 @@ class Ensemble:
     def _forget_shared(self) -> None:
         self._views: tuple[list[Tensor], list[VAE]] = ([], [])
         self._told: dict[tuple[bool, int], Ensemble] = {}
-        self._calls = threading.local()
+        self._shells = threading.local()
 
     @classmethod
     def from_tensors(cls, skeleton: VAE, tensors: dict[str, Tensor]) -> "Ensemble":
@@ -127,15 +141,11 @@ class Ensemble:
         if not (together or torch.is_grad_enabled()) and self.device.type == "cpu":
             # What vmap saves in calls it costs in Python, and the numbers of one member stay in the cache.
             return _in_turn([functools.partial(function, vae) for vae in self.views()], args, dims)
-        call = self._call()
+        run, tensors = self._shell().run, list(self.tensors().values())
         if not self._fuses():
-            return _in_turn([functools.partial(_run, call, state, function) for state in self._states()], args, dims)
-
-        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], *inner: Any) -> Any:
-            state = {f"vae.{name}": value for name, value in (*params.items(), *buffers.items())}
-            return functional_call(call, state, (function, *inner))
-
-        return torch.func.vmap(one, in_dims=(0, 0, *dims))(self.params, self.buffers, *args)
+            members = ([value[index] for value in tensors] for index in range(self.n_estimators))
+            return _in_turn([functools.partial(run, function, member) for member in members], args, dims)
+        return torch.func.vmap(functools.partial(run, function), in_dims=(0, *dims))(tensors, *args)
 
     def joint(self) -> VAE | None:
         """All members as one VAE, for ``elbo_terms`` and what that calls; None if their prior or networks forbid it.
@@ -152,11 +162,11 @@ class Ensemble:
         _replace(vae, {name: value if name.startswith(nets) else _beside_samples(value) for name, value in tensors})
         return vae
 
-    def _call(self) -> _Call:
-        """A network to put tensors into while a function runs; each thread needs its own."""
-        if not hasattr(self._calls, "own"):
-            self._calls.own = _Call(copy.deepcopy(self.skeleton))
-        own: _Call = self._calls.own
+    def _shell(self) -> _Shell:
+        # Each thread needs its own.
+        if not hasattr(self._shells, "own"):
+            self._shells.own = _Shell(self.skeleton, self.tensors())
+        own: _Shell = self._shells.own
         return own
 
     def _fuses(self) -> bool:
@@ -165,10 +175,6 @@ class Ensemble:
         vmap makes grouped convolutions of the members' ones; on a CPU, a step of them took six times as long.
         """
         return not any(isinstance(module, nn.Conv2d) for module in self.skeleton.modules())
-
-    def _states(self) -> Iterator[dict[str, Tensor]]:
-        for index in range(self.n_estimators):
-            yield {f"vae.{name}": value[index] for name, value in self.tensors().items()}
 
     def views(self) -> list[VAE]:
         """Each member as a VAE that shares the tensors of the ensemble, without gradients."""
@@ -202,7 +208,7 @@ class Ensemble:
 
     def __getstate__(self) -> dict[str, Any]:
         # Each view would be written with all it is a view of.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_views", "_told", "_calls")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_views", "_told", "_shells")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -216,17 +222,13 @@ class Ensemble:
             yield member
 
 
-def _replace(vae: VAE, tensors: dict[str, Tensor]) -> None:
+def _replace(vae: VAE, tensors: Mapping[str, Tensor | None]) -> None:
     """Put plain tensors, of any shape, in place of parameters and buffers."""
     for name, value in tensors.items():
         path, _, attribute = name.rpartition(".")
         module = vae.get_submodule(path)
         delattr(module, attribute)
         setattr(module, attribute, value)
-
-
-def _run(call: _Call, state: dict[str, Tensor], function: Callable[..., Any], *args: Any) -> Any:
-    return functional_call(call, state, (function, *args))
 
 
 def _in_turn(calls: Sequence[Callable[..., Any]], args: Sequence[Any], dims: Sequence[int | None]) -> Any:
