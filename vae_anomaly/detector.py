@@ -429,7 +429,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(X, pd.DataFrame):
             if not X.columns.is_unique:
                 raise DataError(f"Duplicated column names: {sorted(set(X.columns[X.columns.duplicated()].map(str)))}.")
-            # Where the names are those of the training rows there is nothing to say, and for a row the check takes long.
+            # Names that are those of the training rows need no check, which takes long for a row.
             if reset or list(X.columns) != list(getattr(self, "feature_names_in_", ())):
                 validate_data(self, X, skip_check_array=True, reset=reset)
             _check_rows(X, 2 if reset else 1)
@@ -442,7 +442,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             ensure_min_samples=2 if reset else 1,
             reset=reset,
         )
-        return pd.DataFrame(array, columns=[f"x{index}" for index in range(array.shape[1])])
+        return pd.DataFrame(array, columns=_nameless(array.shape[1]))
 
     def _images(self, X: Any, *, reset: bool) -> NDArray[np.float32]:
         images = pixels(X)
@@ -975,6 +975,12 @@ def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:
     groups = Groups.of(rows)
     groups.check_enough(rule.rows_needed(fpr), fpr)
     return groups
+
+
+@functools.lru_cache(maxsize=8)
+def _nameless(n_columns: int) -> pd.Index:
+    """Names of the columns of an array, made once: for a row it takes longer than to encode it."""
+    return pd.Index([f"x{index}" for index in range(n_columns)])
 
 
 @functools.cache

@@ -27,6 +27,11 @@ class _Shell:
         self.vae, names = copy.deepcopy(skeleton), list(names)
         _replace(self.vae, dict.fromkeys(names))
         places = [name.rpartition(".") for name in names]
+        self.fuses = not any(isinstance(module, nn.Conv2d) for module in self.vae.modules())
+        """Whether one program for all members is faster than one after the other.
+
+        vmap makes grouped convolutions of the members' ones; on a CPU, a step of them took six times as long.
+        """
         self.slots = [(vars(self.vae.get_submodule(path)), attribute) for path, _, attribute in places]
 
     def run(self, function: Callable[..., Any], tensors: Sequence[Tensor | None], *args: Any) -> Any:
@@ -141,11 +146,11 @@ class Ensemble:
         if not (together or torch.is_grad_enabled()) and self.device.type == "cpu":
             # What vmap saves in calls it costs in Python, and the numbers of one member stay in the cache.
             return _in_turn([functools.partial(function, vae) for vae in self.views()], args, dims)
-        run, tensors = self._shell().run, list(self.tensors().values())
-        if not self._fuses():
+        shell, tensors = self._shell(), list(self.tensors().values())
+        if not shell.fuses:
             members = ([value[index] for value in tensors] for index in range(self.n_estimators))
-            return _in_turn([functools.partial(run, function, member) for member in members], args, dims)
-        return torch.func.vmap(functools.partial(run, function), in_dims=(0, *dims))(tensors, *args)
+            return _in_turn([functools.partial(shell.run, function, member) for member in members], args, dims)
+        return torch.func.vmap(functools.partial(shell.run, function), in_dims=(0, *dims))(tensors, *args)
 
     def joint(self) -> VAE | None:
         """All members as one VAE, for ``elbo_terms`` and what that calls; None if their prior or networks forbid it.
@@ -168,13 +173,6 @@ class Ensemble:
             self._shells.own = _Shell(self.skeleton, self.tensors())
         own: _Shell = self._shells.own
         return own
-
-    def _fuses(self) -> bool:
-        """Whether one program for all members is faster than one after the other.
-
-        vmap makes grouped convolutions of the members' ones; on a CPU, a step of them took six times as long.
-        """
-        return not any(isinstance(module, nn.Conv2d) for module in self.skeleton.modules())
 
     def views(self) -> list[VAE]:
         """Each member as a VAE that shares the tensors of the ensemble, without gradients."""

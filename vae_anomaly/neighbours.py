@@ -55,14 +55,19 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: 
     counted = torch.ones_like(points[0]) if observed is None else observed
     if lengths is None and counted.ndim == 1:
         lengths = half_squared_lengths(points, counted)
-    size = max(1, MAX_DISTANCES // len(x) // GROUP) * GROUP
-    least = []
-    for start in range(0, len(points), size):
-        tile = slice(start, start + size)
+
+    def rest(tile: slice) -> Tensor:
         # Half the squared distance, less half the squared length of x, which is the same for all points.
         constant = half_squared_lengths(points[tile], counted.T) if lengths is None else lengths[tile, None]
-        least.append(_grouped(_rest(constant, points[tile], x), GROUP).amin(dim=1))
-    best = _least_of_all(torch.cat(least))
+        return _rest(constant, points[tile], x)
+
+    if len(x) <= FEW_ROWS:
+        # The place of the least of all at once, as distances from a row lie beside each other here.
+        best = rest(slice(None)).argmin(dim=0) // GROUP
+    else:
+        size = max(1, MAX_DISTANCES // len(x) // GROUP) * GROUP
+        tiles = (slice(start, start + size) for start in range(0, len(points), size))
+        best = _least_of_all(torch.cat([_grouped(rest(tile), GROUP).amin(dim=1) for tile in tiles]))
     members = (best[:, None] * GROUP + torch.arange(GROUP, device=x.device)).clamp(max=len(points) - 1)
     differences = (points[members] - x[:, None]) * counted.reshape(-1, 1, x.shape[1])
     nearest_member = differences.square().sum(dim=2).argmin(dim=1, keepdim=True)
