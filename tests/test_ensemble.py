@@ -125,6 +125,7 @@ def test_members_are_told_how_rows_are_each_time_by_themselves(three, x, eps):
     told.buffers["usual_neg_elbo"] = torch.full((3,), 7.0)
     assert float(ensemble.views()[2].usual_neg_elbo) == 7.0
     ensemble.to("cpu")
+    assert ensemble.told(imputation_steps=3) is not told
     assert ensemble.told(imputation_steps=3).params is ensemble.params
 
 

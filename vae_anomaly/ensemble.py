@@ -114,6 +114,8 @@ class Ensemble:
             name: value.detach().to(device).requires_grad_(value.requires_grad) for name, value in self.params.items()
         }
         self.buffers = {name: value.to(device) for name, value in self.buffers.items()}
+        # What shares the tensors would keep those of the other device alive.
+        self._forget_shared()
         return self
 
     @property
