@@ -73,6 +73,8 @@ Table: TypeAlias = pd.DataFrame | TableInParts | NDArray[np.float32]
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Anomaly detector that learns what normal data look like with an ensemble of variational autoencoders.
 
+    Once fitted, it may be asked from several threads at once.
+
     Parameters
     ----------
     likelihood : str, default="auto"
