@@ -63,6 +63,18 @@ def test_a_block_that_changes_a_bit_is_not_used(ensemble, eps, rng):
     assert set(sizes) == {SMALL_BATCHES[1]}
 
 
+def test_small_blocks_are_tried_beside_the_usual_one_as_it_is_used(ensemble, eps, rng, monkeypatch):
+    """Wide rows come in blocks no larger than those in which all members come at once."""
+    monkeypatch.setattr(scoring, "SCORING_BATCH", 32)
+
+    def function(vae, x, eps):
+        return x[:, 0] + (1e-6 if torch._C._functorch.is_batchedtensor(vae.exemplars) else 0.0)
+
+    rows = rows_of(rng, 0.0)
+    wanted = map_rows(ensemble, eps, function, rows)
+    np.testing.assert_array_equal(map_rows(ensemble, eps, function, rows[:5], again=True), wanted[:5])
+
+
 @pytest.mark.parametrize("n_rows", [1024, 1025, 1100, 1536, 1537])
 def test_rows_that_are_left_over_come_in_small_blocks(n_rows, ensemble, eps, rng):
     rows, sizes = rng.normal(size=(n_rows, 5)).astype(np.float32), []
@@ -87,8 +99,7 @@ def test_threads_with_different_rows_do_not_disturb_each_other(ensemble, eps, rn
         return map_rows(ensemble, eps, SCORES["novelty"].function, kinds[index % 4], again=True)
 
     wanted = list(map(scores, range(4)))
-    again = Ensemble(list(ensemble.members()))
-    ensemble = again
+    ensemble = Ensemble(list(ensemble.members()))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(scores, range(80)))
     for index, values in enumerate(found):

@@ -214,7 +214,7 @@ def _small_batches(
             rows[rng.random(rows.shape) < 0.5] = np.nan
 
         def found(size: int) -> Any:
-            blocks, together = _spans(len(rows), size), size in TOGETHER
+            blocks, together = _spans(len(rows), size), size < usual and size in TOGETHER
             return _map_blocks(ensemble, eps, function, rows, blocks, holed=holed, together=together)
 
         wanted = found(usual)
