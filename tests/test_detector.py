@@ -125,6 +125,12 @@ def test_seeds_decide_scores():
     assert not np.array_equal(scores[0], scores[2])
 
 
+def test_a_frame_without_columns_is_refused_by_number():
+    detector = VAEDetector(**TINY).fit(np.asarray(numbers(60)))
+    with pytest.raises(ValueError, match="0 feature"):
+        detector.anomaly_score(pd.DataFrame(index=range(3)))
+
+
 def test_global_random_states_are_left_alone():
     X = numbers()
     numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the state is the point

@@ -432,7 +432,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             if not X.columns.is_unique:
                 raise DataError(f"Duplicated column names: {sorted(set(X.columns[X.columns.duplicated()].map(str)))}.")
             # Names that are those of the training rows need no check, which takes long for a row.
-            if reset or list(X.columns) != list(getattr(self, "feature_names_in_", ())):
+            names = getattr(self, "feature_names_in_", None)
+            if reset or names is None or list(X.columns) != list(names):
                 validate_data(self, X, skip_check_array=True, reset=reset)
             _check_rows(X, 2 if reset else 1)
             return X.reset_index(drop=True)
@@ -759,8 +760,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         encoded, score = self._encode(X), self._score()
-        function, n_parts = self._explained_function(score), self.schema_.n_parts
-        scores, entries = map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=n_parts == 1)
+        scores, entries = self._map_rows(self._explained_function(score), encoded, again=True)
         contributions = self.schema_.fold(entries)
         empty = by_blocks(_is_empty, encoded, np.arange(len(encoded)))
         scores[empty], contributions[empty] = np.nan, np.nan
@@ -903,9 +903,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return encoded
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
-        function, n_parts = self._score_function(score), self.schema_.n_parts
-        # With parts the function is a new one each time.
-        scores: Floats = map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=n_parts == 1)
+        scores: Floats = self._map_rows(self._score_function(score), encoded, again=True)
         scores[by_blocks(_is_empty, encoded, np.arange(len(encoded)))] = np.nan
         return scores
 
@@ -935,8 +933,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         return function
 
-    def _map_rows(self, function: Callable[..., Any], encoded: NDArray[np.float32]) -> Any:
-        return map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=self.schema_.n_parts)
+    def _map_rows(self, function: Callable[..., Any], encoded: NDArray[np.float32], *, again: bool = False) -> Any:
+        n_parts = self.schema_.n_parts
+        # With parts the function is a new one each time.
+        return map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=again and n_parts == 1)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
