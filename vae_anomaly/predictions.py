@@ -94,7 +94,7 @@ def align(detector: "VAEDetector", data: "Data | Images") -> Aligned:
 def _infinite(X: pd.DataFrame, numbers: Sequence[str]) -> list[str]:
     """Those of the columns that hold an infinite value."""
     floats = [name for name in numbers if pd.api.types.is_float_dtype(X[name].dtype)]
-    # All at once, which for few rows takes a tenth of the time.
+    # All at once, in a fraction of the time that one after the other takes.
     found = np.isinf(X[floats].to_numpy(dtype=np.float64, na_value=np.nan)).any(axis=0)
     return [name for name, infinite in zip(floats, found, strict=True) if infinite]
 
