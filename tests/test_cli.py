@@ -107,7 +107,7 @@ def test_defaults_of_the_command_are_those_of_the_detector():
     defaults = VAEDetector().get_params() | {"hidden": ",".join(map(str, VAEDetector().hidden))}
     options = {param.name: param for param in importlib.import_module("vae_anomaly.cli.fit").command.params}
     for name in ("fpr", "threshold", "score_name", "likelihood", "prior", "n_estimators", "hidden", "beta", "min_scale",
-                 "robust", "rank_share", "random_state", "device"):  # fmt: skip
+                 "robust", "rank_share", "random_state", "device", "precision"):  # fmt: skip
         assert options[name].default == defaults[name], name
     for name in ("max_steps", "batch_size", "learning_rate"):
         assert defaults[name] is None

@@ -56,7 +56,14 @@ TABLE = {
     "image_scores": {"vae"},
     "scores": {"image_scores", "neighbours", "patches", "usual", "vae"},
     "optimizer": set(),
-    "training": {"ensemble", "errors", "memory", "optimizer", "splitting", "vae"},
+    "products": set(),
+    "replay": set(),
+    "supply": {"splitting"},
+    "replayed_steps": {"pipeline", "replay", "streaming", "supply"},
+    "training": {
+        "ensemble", "errors", "memory", "optimizer", "products", "replay", "replayed_steps", "streaming",
+        "supply", "vae",
+    },
     # Tables and files.
     "preprocessing": {"errors"},
     "persistence": {"atomic", "errors"},
@@ -86,10 +93,12 @@ TABLE = {
         "data.arrow", "data.decoding", "data.image_arrays", "data.image_set", "data.table", "data.tabular", "errors",
     },
     # The estimator.
-    "features": {"backbones", "errors", "patch_grid", "pixels", "scratch"},
+    "features": {"backbones", "errors", "patch_grid", "pixels", "products", "scratch"},
     "tiles": {"errors", "features", "patch_grid", "pixels", "scoring", "scratch"},
     "pretrained": {"errors"},
-    "parameters": {"augment", "backbones", "errors", "likelihoods", "nets", "priors", "scores", "thresholds"},
+    "parameters": {
+        "augment", "backbones", "errors", "likelihoods", "nets", "priors", "products", "scores", "thresholds",
+    },
     "model_state": {
         "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "planning", "preprocessing",
         "row_hashes", "features", "pixels", "tails", "thresholds", "tiles", "training", "errors",
@@ -100,9 +109,10 @@ TABLE = {
         "training", "vae",
     },
     "detector": {
-        "backbones", "ensemble", "errors", "features", "groups", "in_parts", "label_thresholds", "likelihoods",
-        "model_state", "parameters", "pixels", "planning", "preprocessing", "pretrained", "row_hashes", "scores",
-        "scoring", "scratch", "splitting", "streaming", "tails", "thresholds", "tiles", "training", "vae",
+        "backbones", "ensemble", "errors", "features", "groups", "in_parts", "label_thresholds",
+        "likelihoods", "model_state", "parameters", "pixels", "planning", "preprocessing", "pretrained", "products",
+        "row_hashes", "scores", "scoring", "scratch", "splitting", "streaming", "tails", "thresholds", "tiles",
+        "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups", "number_texts"},
     # Scoring of tables of any size.
@@ -186,7 +196,7 @@ TABLE = {
 
 TORCH_LAYER = (
     "backbones", "filters", "fused", "nets", "likelihoods", "patch_grid", "priors", "vae", "ensemble", "scores",
-    "optimizer", "training", "augment", "streaming",
+    "optimizer", "training", "augment", "streaming", "products", "replay", "replayed_steps", "supply",
 )  # fmt: skip
 FREE_OF_TORCH = (
     "errors", "atomic", "thresholds", "label_thresholds", "metrics", "report", "preprocessing", "persistence",

@@ -43,6 +43,7 @@ from vae_anomaly.planning import (
 )
 from vae_anomaly.preprocessing import Schema
 from vae_anomaly.pretrained import download_weights, read_weights
+from vae_anomaly.products import multiplied
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
 from vae_anomaly.scores import (
     AVERAGED,
@@ -150,6 +151,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Of images: largest change of the brightness, as a share from 0 to 1.
     device : str, default="auto"
         "auto" takes CUDA, then Apple's MPS, then the CPU.
+    precision : {"auto", "float32"}, default="auto"
+        Of products in training. "auto" takes TF32 on a CUDA device, which for wide layers is twice as fast, and float32
+        elsewhere. Scores are computed in float32.
     random_state : int, RandomState or None, default=0
         Seed of everything random: equal seeds give equal scores.
 
@@ -228,6 +232,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         shift: int = 0,
         brightness: float = 0.0,
         device: str = "auto",
+        precision: str = "auto",
         random_state: Any = 0,
     ) -> None:
         self.likelihood = likelihood
@@ -258,6 +263,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.shift = shift
         self.brightness = brightness
         self.device = device
+        self.precision = precision
         self.random_state = random_state
 
     def __sklearn_tags__(self) -> Any:
@@ -502,6 +508,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     @torch.no_grad()
     def _fill_references(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
+        with multiplied(train_x.device):
+            self._fill(train_x, held_out_x)
+        if (self.active_units_ == 0).any():
+            warnings.warn(
+                f"Posterior collapse: {int((self.active_units_ == 0).sum())} of {self.n_estimators} members ignore "
+                "their latent variables, so they see each column on its own. Lower beta or raise warmup.",
+                PosteriorCollapseWarning,
+                stacklevel=4,
+            )
+
+    def _fill(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
         ensemble = self.ensemble_.told(imputation_steps=IMPUTATION_STEPS if self.architecture_["mask_input"] else 0)
         eps = self.eps_.to(train_x.device)
         for fill in (*REFERENCES, *(IMAGE_REFERENCES if ensemble.skeleton.picture else ())):
@@ -512,13 +529,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # As a model file gives them back: a product with a transposed matrix may differ in the last bit.
             ensemble.buffers.update({name: values.contiguous() for name, values in filled.items()})
         self.active_units_ = ensemble.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
-        if (self.active_units_ == 0).any():
-            warnings.warn(
-                f"Posterior collapse: {int((self.active_units_ == 0).sum())} of {self.n_estimators} members ignore "
-                "their latent variables, so they see each column on its own. Lower beta or raise warmup.",
-                PosteriorCollapseWarning,
-                stacklevel=4,
-            )
 
     def _calibration_map(
         self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32], split: Split

@@ -17,6 +17,7 @@ from vae_anomaly.backbones import Extractor, restore_extractor
 from vae_anomaly.errors import DataError
 from vae_anomaly.patch_grid import on_pixels, place_codes, summarised
 from vae_anomaly.pixels import ImageSchema, Shape, check_shape
+from vae_anomaly.products import multiplied
 from vae_anomaly.scratch import empty_like_source
 
 __all__ = ["FeatureSchema", "Usual"]
@@ -278,5 +279,7 @@ def _recalled(
 
 def _extract(extractor: Extractor, images: NDArray[np.float32]) -> NDArray[np.float32]:
     tensor = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
-    found: NDArray[np.float32] = extractor(tensor.to(extractor.projection.device)).cpu().numpy()
+    device = extractor.projection.device
+    with multiplied(device):
+        found: NDArray[np.float32] = extractor(tensor.to(device)).cpu().numpy()
     return found

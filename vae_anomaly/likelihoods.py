@@ -8,6 +8,7 @@ column that the decoder predicts exactly would drive the ELBO to infinity and ou
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -143,6 +144,15 @@ class GaussianShared(GaussianPerFeature):
 
 
 class _StudentT(distributions.StudentT):
+    def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
+        # Torch's own makes what it draws with at once, from a number that it copies to a GPU each time.
+        self.df, self.loc, self.scale = torch.broadcast_tensors(df, loc, scale)  # type: ignore[no-untyped-call]
+        Distribution.__init__(self, self.df.shape, validate_args=False)
+
+    @cached_property
+    def _chi2(self) -> distributions.Chi2:  # type: ignore[override]
+        return distributions.Chi2(self.df, validate_args=False)
+
     @property
     def mean(self) -> Tensor:
         # There is one, as df > 1; torch's own property looks for that with an operation that vmap can't run.
@@ -167,7 +177,7 @@ class StudentT(Likelihood):
     def forward(self, phi: Tensor) -> Distribution:
         mu, raw_scale = phi.unbind(dim=-1)
         df = (2.0 + F.softplus(self.raw_df)).expand_as(mu)
-        return self._independent(_StudentT(df, mu, self._scale(raw_scale), validate_args=False))
+        return self._independent(_StudentT(df, mu, self._scale(raw_scale)))
 
 
 class _UnitInterval(Distribution):

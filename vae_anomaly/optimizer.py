@@ -60,7 +60,7 @@ class FlatParameters:
         views = zip(self.shapes.items(), parts, strict=True)
         return {name: part.view(shape).requires_grad_() for (name, shape), part in views}
 
-    def step(self, loss: Tensor, learning_rate: float) -> None:
+    def step(self, loss: Tensor, learning_rate: float | Tensor) -> None:
         """Follow the gradient of ``loss``, that of each member scaled to at most ``max_grad_norm`` for each entry."""
         gradient = _joined(torch.autograd.grad(loss, self.leaves))
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)

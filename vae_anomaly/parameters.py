@@ -13,6 +13,7 @@ from vae_anomaly.errors import look_up
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.nets import NETS
 from vae_anomaly.priors import PRIORS
+from vae_anomaly.products import PRECISIONS
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
 
@@ -82,6 +83,7 @@ def check_params(params: Mapping[str, Any]) -> None:
         raise ValueError(f"categorical_features={categorical!r} must be a sequence of column names.")
     if isinstance(params["flips"], str) or set(params["flips"]) - set(FLIPS):
         raise ValueError(f"flips={params['flips']!r} must be a sequence of 'h' (left-right) and 'v' (upside-down).")
+    look_up("precision", params["precision"], PRECISIONS)
     find_device(params["device"])
 
 

@@ -155,6 +155,7 @@ def training_plan(detector: "VAEDetector", schema: Schema | ImageSchema, n_entri
         warmup=detector.warmup,
         patience=detector.patience,
         robust=detector.robust,
+        precision=detector.precision,
         change=augmentation(detector, schema),
     )
 

@@ -28,6 +28,11 @@ class RowsOnDisk:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def fetch(self, chosen: Tensor) -> Tensor:
+        """Rows that the device can fetch by itself, in memory."""
+        rows = self.rows[chosen.to(self.rows.device)]
+        return rows.pin_memory() if self.device.type == "cuda" else rows
+
     def __getitem__(self, chosen: Tensor | slice) -> Tensor:
         here = chosen if isinstance(chosen, slice) else chosen.to(self.rows.device)
         return self.rows[here].to(self.device)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,11 @@ from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import TrainingError
 from vae_anomaly.memory import keep_freed_memory
 from vae_anomaly.optimizer import FlatParameters, one_cycle
-from vae_anomaly.splitting import index_type
+from vae_anomaly.products import multiplied, products_for
+from vae_anomaly.replay import Replayed, own_stream
+from vae_anomaly.replayed_steps import ReplayedSteps
+from vae_anomaly.streaming import RowsOnDisk
+from vae_anomaly.supply import Supply
 from vae_anomaly.vae import VAE
 
 __all__ = ["Change", "History", "Plan", "active_units", "train"]
@@ -26,6 +31,8 @@ MAX_HELD_OUT_ENTRIES = 2_000_000
 MIN_STEPS_PER_CHECK = 25
 # Of millions of rows, an epoch is too long to wait for the first look.
 MAX_STEPS_PER_CHECK = 500
+# Elsewhere an operation takes longer than to ask for it.
+REPLAYED_ON = ("cuda",)
 TERMS = ("elbo", "reconstruction", "kl")
 
 
@@ -46,6 +53,8 @@ class Plan:
     robust: float = 0.0
     """Share of each batch, that with the lowest ELBO, which is left out of the loss once the KL is phased in."""
     n_mc_held_out: int = 4
+    precision: str = "auto"
+    """Of products on a GPU, one of ``PRECISIONS``."""
     change: "Change | None" = None
     """What is done to the samples of each batch before they are learned from; held-out samples stay as they are."""
 
@@ -111,14 +120,15 @@ def train(
         If a loss is not finite; the message says in which epoch and batch.
     """
     keep_freed_memory()
-    run = _Run(ensemble, x, train_rows, held_out_rows, plan, generators)
-    for first in range(0, plan.n_steps, run.steps_per_check):
-        run.advance(first, min(first + run.steps_per_check, plan.n_steps))
-        run.check()
-        if on_check is not None:
-            on_check(run.step / plan.n_steps, run.epoch, float(run.held_out[-1][0].mean()))
-        if run.stopped:
-            break
+    with own_stream(ensemble.device), closing(_Run(ensemble, x, train_rows, held_out_rows, plan, generators)) as run:
+        for first in range(0, plan.n_steps, run.steps_per_check):
+            with multiplied(ensemble.device, run.products):
+                run.advance(first, min(first + run.steps_per_check, plan.n_steps))
+                run.check()
+            if on_check is not None:
+                on_check(run.step / plan.n_steps, run.epoch, float(run.held_out[-1][0].mean()))
+            if run.stopped:
+                break
     run.restore_best()
     return run.history()
 
@@ -135,19 +145,18 @@ class _Run:
         plan: Plan,
         generators: Sequence[torch.Generator],
     ) -> None:
-        self.ensemble, self.x, self.plan, self.generators = ensemble, x, plan, generators
+        self.ensemble, self.x, self.plan = ensemble, x, plan
         few = max(1, min(MAX_HELD_OUT, MAX_HELD_OUT_ENTRIES // math.prod(x.shape[1:])))
-        self.train_rows, self.held_out_x = train_rows, x[held_out_rows[:, :few]]
-        n_rows = train_rows.shape[1]
-        self.batch_size = min(plan.batch_size, n_rows)
-        self.steps_per_epoch = max(1, n_rows // self.batch_size)
-        whole_epochs = self.steps_per_epoch * math.ceil(MIN_STEPS_PER_CHECK / self.steps_per_epoch)
+        self.held_out_x = x[held_out_rows[:, :few]]
+        self.supply = _supply(ensemble, x, train_rows, plan, generators)
+        steps_per_epoch = self.supply.steps_per_epoch
+        whole_epochs = steps_per_epoch * math.ceil(MIN_STEPS_PER_CHECK / steps_per_epoch)
         self.steps_per_check = min(whole_epochs, MAX_STEPS_PER_CHECK)
         self.step = 0
         n_draws = max(1, min(plan.n_mc_held_out, MAX_HELD_OUT // self.held_out_x.shape[1]))
-        self.held_out_eps = self._noise(n_draws).movedim(1, 0)[:, :, None]
-        self._orders: Tensor | None = None
+        self.held_out_eps = self.supply.noise(n_draws).to(ensemble.device).movedim(1, 0)[:, :, None]
         self.weights = FlatParameters(ensemble, plan)
+        self.products = products_for(plan.precision, self.supply.batch_size, ensemble.params.values())
         self.joint = ensemble.joint()
         if self.joint is not None:
             self.joint.complete = not _has_holes(x)
@@ -158,61 +167,67 @@ class _Run:
         self.epochs: list[float] = []
         self.trained: list[NDArray[np.float64]] = []
         self.held_out: list[NDArray[np.float64]] = []
+        self.look = Replayed(self._held_out_terms, ensemble.device)
+        self.replayed: ReplayedSteps | None = None
+        if ensemble.device.type in REPLAYED_ON and plan.change is None:
+            self.replayed = ReplayedSteps(
+                self._take, x, self.supply, self._schedule, plan.n_steps, self.steps_per_check, ensemble.device
+            )
 
     @property
     def epoch(self) -> float:
         """Passes over the training rows so far."""
-        return self.step / self.steps_per_epoch
+        return self.step / self.supply.steps_per_epoch
 
-    def _noise(self, n: int) -> Tensor:
-        """Base samples of shape (n_estimators, n, latent_dim), each member's from its own generator."""
-        latent_dim = self.ensemble.skeleton.latent_dim
-        draws = [torch.randn(n, latent_dim, generator=generator) for generator in self.generators]
-        return torch.stack(draws).to(self.x.device)
-
-    def _next_rows(self) -> Tensor:
-        """Rows of the next batch, shape (n_estimators, batch_size); each epoch in a new order, less the ragged end."""
-        within = self.step % self.steps_per_epoch
-        if within == 0 or self._orders is None:
-            self._orders = self._new_orders().to(self.x.device)
-        places = self._orders[:, within * self.batch_size : (within + 1) * self.batch_size]
-        return self.train_rows.gather(1, places.long()).long()
-
-    def _new_orders(self) -> Tensor:
-        """A new order of each member's rows, in half the memory that indices usually take."""
-        self._orders = None
-        n_rows = self.train_rows.shape[1]
-        orders = torch.empty(len(self.generators), n_rows, dtype=index_type(n_rows))
-        for own, generator in zip(orders, self.generators, strict=True):
-            torch.randperm(n_rows, generator=generator, out=own)
-        return orders
+    def close(self) -> None:
+        """Leave off, and let go of what a device has recorded."""
+        if self.replayed is not None:
+            self.replayed.close()
+        del self.replayed, self.look
 
     def _next_batch(self) -> Tensor:
         """Samples of the next batch, shape (n_estimators, batch_size, *event_shape), changed if the plan says so."""
-        batch: Tensor = self.x[self._next_rows()]
-        change = self.plan.change
+        (rows,) = self.supply.rows(self.step, self.step + 1)
+        batch: Tensor = self.x[rows]
+        change, generators = self.plan.change, self.supply.generators
         if change is None:
             return batch
-        return torch.stack([change(own, generator) for own, generator in zip(batch, self.generators, strict=True)])
+        return torch.stack([change(own, generator) for own, generator in zip(batch, generators, strict=True)])
+
+    def _schedule(self, step: int) -> tuple[float, float, int]:
+        """Weight of the KL, learning rate, and how many rows of the batch are left out."""
+        plan = self.plan
+        warmup_steps = max(1.0, plan.warmup * plan.n_steps)
+        beta = plan.beta * min(1.0, (step + 1) / warmup_steps)
+        left_out = int(plan.robust * self.supply.batch_size) if step >= warmup_steps else 0
+        return beta, one_cycle(step, plan.n_steps, plan.learning_rate), left_out
 
     def advance(self, first: int, last: int) -> None:
         """Take the steps from ``first`` up to ``last``."""
-        plan, terms = self.plan, []
-        warmup_steps = max(1.0, plan.warmup * plan.n_steps)
-        for self.step in range(first, last):
-            beta = plan.beta * min(1.0, (self.step + 1) / warmup_steps)
-            batch, eps = self._next_batch(), self._noise(self.batch_size)[None]
-            left_out = int(plan.robust * self.batch_size) if self.step >= warmup_steps else 0
-            reconstruction, kl = self._terms(batch, eps, left_out)
-            # Members share nothing, so the gradient of the sum holds the gradient of each.
-            loss = (beta * kl - reconstruction).sum() / kl.shape[1]
-            self.weights.step(loss, one_cycle(self.step, plan.n_steps, plan.learning_rate))
-            terms.append(torch.stack([reconstruction.detach(), kl.detach()]).mean(dim=-1))
+        if self.replayed is not None:
+            terms = self.replayed.advance(first, last)
+        else:
+            taken = []
+            for self.step in range(first, last):
+                batch = self._next_batch()
+                eps = self.supply.noise(self.supply.batch_size).to(batch.device)[None]
+                taken.append(self._take(batch, eps, *self._schedule(self.step)))
+            terms = torch.stack(taken, dim=1)
         self.step = last
-        reconstruction, kl = torch.stack(terms, dim=1)
+        reconstruction, kl = terms
         self._guard(reconstruction + kl, first)
-        elbo = reconstruction - plan.beta * kl
+        elbo = reconstruction - self.plan.beta * kl
         self.trained.append(_to_numpy(torch.stack([elbo, reconstruction, kl]).mean(dim=1)))
+
+    def _take(
+        self, batch: Tensor, eps: Tensor, beta: float | Tensor, learning_rate: float | Tensor, left_out: int
+    ) -> Tensor:
+        """One step; the means of the terms of its batch, shape (2, n_estimators)."""
+        reconstruction, kl = self._terms(batch, eps, left_out)
+        # Members share nothing, so the gradient of the sum holds the gradient of each.
+        loss = (beta * kl - reconstruction).sum() / kl.shape[1]
+        self.weights.step(loss, learning_rate)
+        return torch.stack([reconstruction.detach(), kl.detach()]).mean(dim=-1)
 
     def _elbo_terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Terms of each member's own rows, shape (n_estimators, n); ``eps`` has an axis over draws in front."""
@@ -234,25 +249,31 @@ class _Run:
         bad = ~torch.isfinite(losses).all(dim=1)
         if bool(bad.any()):
             step = first + int(bad.nonzero()[0, 0])
-            epoch, batch = divmod(step, self.steps_per_epoch)
+            epoch, batch = divmod(step, self.supply.steps_per_epoch)
             raise TrainingError(
                 f"Training stopped: the loss was not finite in epoch {epoch + 1}, batch {batch + 1}. "
                 "Lower learning_rate, raise min_scale, or look for extreme values in the training data."
             )
 
     @torch.no_grad()
-    def check(self) -> None:
-        """Compute the held-out terms; keep the weights if they are the best yet, stop if the best is long ago."""
+    def _held_out_terms(self) -> Tensor:
+        """ELBO, reconstruction and KL, mean over each member's rows, then the usual ELBO, and 1 if all are finite."""
         reconstruction, kl = self._elbo_terms(self.held_out_x, self.held_out_eps)
         elbo = reconstruction - self.plan.beta * kl
-        if not bool(torch.isfinite(elbo).all()):
+        means = torch.stack([elbo, reconstruction, kl]).mean(dim=-1).double().flatten()
+        finite = torch.isfinite(elbo).all().double().reshape(1)
+        return torch.cat([means, _trimmed_mean(elbo).reshape(1), finite])
+
+    def check(self) -> None:
+        """Compute the held-out terms; keep the weights if they are the best yet, stop if the best is long ago."""
+        *means, usual, finite = self.look().tolist()
+        if not finite:
             raise TrainingError(
                 f"Training stopped: the held-out ELBO was not finite after epoch {self.epoch:.0f}. "
                 "Look for extreme values in the training data, or raise min_scale."
             )
-        self.held_out.append(_to_numpy(torch.stack([elbo, reconstruction, kl]).mean(dim=-1)))
+        self.held_out.append(np.array(means).reshape(3, -1))
         self.epochs.append(self.epoch)
-        usual = _trimmed_mean(elbo)
         if usual > self.best_elbo:
             self.best_elbo, self.best_check = usual, len(self.epochs) - 1
             self.best_weights = self.weights.copy()
@@ -271,19 +292,35 @@ class _Run:
         return History(epoch=np.array(self.epochs), best=np.array(self.best_check), **curves)
 
 
+def _supply(
+    ensemble: Ensemble, x: Tensor, train_rows: Tensor, plan: Plan, generators: Sequence[torch.Generator]
+) -> Supply:
+    """Rows and base samples; a GPU draws its own, unless rows are to be fetched from elsewhere."""
+    here, device = generators, ensemble.device
+    if device.type == "cuda":
+        generators = [torch.Generator(device).manual_seed(_seed(generator)) for generator in here]
+    if isinstance(x, RowsOnDisk):
+        return Supply(train_rows.cpu(), plan.batch_size, ensemble.skeleton.latent_dim, here, generators)
+    return Supply(train_rows, plan.batch_size, ensemble.skeleton.latent_dim, generators)
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**63 - 1, (), generator=generator))
+
+
 def _has_holes(x: Tensor) -> bool:
     """Whether an entry is missing; a few rows at a time, as they may lie on disk."""
     size = max(1, MAX_HELD_OUT_ENTRIES // math.prod(x.shape[1:]))
     return any(bool(torch.isnan(x[start : start + size]).any()) for start in range(0, len(x), size))
 
 
-def _trimmed_mean(elbo: Tensor) -> float:
+def _trimmed_mean(elbo: Tensor) -> Tensor:
     """Mean over the rows of all folds, less the tenth that is rated lowest.
 
     One extreme row, whose rating falls as all others rise, would end training at its first check.
     """
     rows = elbo.double().flatten().sort().values
-    return float(rows[len(rows) // 10 :].mean())
+    return rows[len(rows) // 10 :].mean()
 
 
 def _to_numpy(values: Tensor) -> NDArray[np.float64]:

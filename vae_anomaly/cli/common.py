@@ -24,6 +24,7 @@ REGISTRIES = {
     "backbone": ("backbones", "BACKBONES"),
     "likelihood": ("likelihoods", "LIKELIHOODS"),
     "net": ("nets", "NETS"),
+    "precision": ("products", "PRECISIONS"),
     "prior": ("priors", "PRIORS"),
     "score": ("scores", "SCORES"),
     "threshold": ("thresholds", "THRESHOLDS"),

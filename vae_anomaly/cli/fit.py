@@ -113,6 +113,13 @@ if TYPE_CHECKING:
 @large_options
 @image_options
 @device_option
+@click.option(
+    "--precision",
+    type=NameType("precision"),
+    default="auto",
+    show_default=True,
+    help="Of products in training. auto: TF32 on CUDA, else float32.",
+)
 @overwrite_option
 @run_options
 def command(
