@@ -103,7 +103,7 @@ TABLE = {
         "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "planning", "preprocessing",
         "row_hashes", "features", "pixels", "tails", "thresholds", "tiles", "training", "errors",
     },
-    "scoring": {"ensemble", "memory", "scratch", "vae", "workers"},
+    "scoring": {"ensemble", "memory", "products", "scratch", "vae", "workers"},
     "planning": {
         "augment", "features", "likelihoods", "picture", "pixels", "preprocessing", "scores", "scratch", "splitting",
         "training", "vae",
@@ -119,8 +119,8 @@ TABLE = {
     "partial": {"atomic", "errors"},
     "tallies": {"discoveries", "drift"},
     "score_file": {
-        "atomic", "csv_text", "data.batches", "discoveries", "drift", "errors", "partial", "pipeline", "predictions",
-        "tallies", "workers",
+        "atomic", "csv_text", "data.batches", "discoveries", "drift", "errors", "partial", "predictions", "tallies",
+        "workers",
     },
     # Evaluation.
     "areas": set(),

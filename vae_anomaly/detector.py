@@ -55,7 +55,7 @@ from vae_anomaly.scores import (
     scores_for,
     shares,
 )
-from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, block_size, by_blocks, map_folds, map_rows
+from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, block_size, by_blocks, has_holes, map_folds, map_rows
 from vae_anomaly.scratch import blocks, on_disk
 from vae_anomaly.splitting import Split, leave_out_entries, rows_to_fit, split_rows
 from vae_anomaly.streaming import RowsOnDisk
@@ -451,7 +451,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             ensure_min_samples=2 if reset else 1,
             reset=reset,
         )
-        return pd.DataFrame(array, columns=_nameless(array.shape[1]))
+        return pd.DataFrame(array, columns=_nameless(array.shape[1]), copy=False)
 
     def _images(self, X: Any, *, reset: bool) -> NDArray[np.float32]:
         images = pixels(X)
@@ -620,7 +620,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         encoded = self._encode(X)
         rows = None if groups is None else row_groups(groups, len(encoded))
         self._set_threshold(self._scores(encoded, self._score()), threshold, fpr, rows, strict=True)
-        hashes = by_blocks(row_hashes, encoded, np.arange(len(encoded)))
+        hashes = by_blocks(row_hashes, encoded)
         self.row_hashes_ = {**self.row_hashes_, "calibration": sketch(hashes), "labels": sketch(hashes[:0])}
         return self
 
@@ -746,7 +746,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         encoded = self._encode(X)
-        hashes = by_blocks(row_hashes, encoded, np.arange(len(encoded)))
+        hashes = by_blocks(row_hashes, encoded)
         return {kind: overlap(kept, hashes) for kind, kept in self.row_hashes_.items()}
 
     def explain(self, X: Any, *, score_name: str | None = None) -> Floats:
@@ -772,7 +772,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         encoded, score = self._encode(X), self._score()
         scores, entries = self._map_rows(self._explained_function(score), encoded, again=True)
         contributions = self.schema_.fold(entries)
-        empty = by_blocks(_is_empty, encoded, np.arange(len(encoded)))
+        empty = by_blocks(_is_empty, encoded)
         scores[empty], contributions[empty] = np.nan, np.nan
         shape = self.schema_.shape if isinstance(self.schema_, ImageSchema) else contributions.shape[1:]
         return scores, contributions.reshape(-1, *shape)
@@ -914,7 +914,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         scores: Floats = self._map_rows(self._score_function(score), encoded, again=True)
-        scores[by_blocks(_is_empty, encoded, np.arange(len(encoded)))] = np.nan
+        scores[by_blocks(_is_empty, encoded)] = np.nan
         return scores
 
     def _shares(self, encoded: NDArray[np.float32], score: Score) -> Floats:
@@ -1003,6 +1003,8 @@ def _with_shares(score: Score) -> Callable[..., tuple[torch.Tensor, torch.Tensor
 
 def _is_empty(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Rows without any value."""
+    if not has_holes(encoded):
+        return np.zeros(len(encoded), dtype=bool)
     return np.asarray(np.isnan(encoded).all(axis=1))
 
 

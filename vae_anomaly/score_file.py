@@ -20,7 +20,6 @@ from vae_anomaly.discoveries import check_fdr
 from vae_anomaly.drift import LowScores
 from vae_anomaly.errors import DataError
 from vae_anomaly.partial import Partial
-from vae_anomaly.pipeline import ahead
 from vae_anomaly.predictions import Known, flagged_together, groups_of, has_group, known_columns, predicted
 from vae_anomaly.tallies import Tally
 from vae_anomaly.workers import stream
@@ -177,14 +176,8 @@ class ScoreRun:
 
     def _scored(self, start: Place) -> Generator[_Scored, None, None]:
         batches = self.batches.read(self._known.columns, numbers=self._known.numbers, start=start)
-        if self.detector.ensemble_.device.type == "cpu":
-            # Each batch by a thread of its own, so that no processor waits while another one encodes or writes texts.
-            return stream(self._score, batches)
-        return ahead(self._in_turn(batches))
-
-    def _in_turn(self, batches: Iterator[Batch]) -> Iterator[_Scored]:
-        with closing(ahead(batches)) as read:
-            yield from map(self._score, read)
+        # Each batch by a thread of its own, so that no processor waits while another one encodes or writes texts.
+        return stream(self._score, batches)
 
     def _score(self, batch: Batch) -> _Scored:
         detector, (data, after) = self.detector, batch

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble, stacked
 from vae_anomaly.memory import keep_freed_memory
+from vae_anomaly.products import multiplied
 from vae_anomaly.scratch import blocks
 from vae_anomaly.vae import VAE
 from vae_anomaly.workers import side_by_side
 
-__all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "map_folds", "map_rows"]
+__all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "has_holes", "map_folds", "map_rows"]
 
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
 SCORING_BATCH = 1024
+# A GPU takes as long for a block of the size above as for one of this size.
+GPU_BATCH = 8192
 # A few rows alone come in a smaller block, where that gives the same bits; tried the first time. In the smallest ones
 # all members come at once.
 SMALL_BATCHES = (8, 32, 128)
@@ -41,24 +44,32 @@ RowFunction = Callable[..., Any]
 _SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool, int], tuple[int, ...]]] = WeakKeyDictionary()
 
 
-def block_size(n_entries: int, n_parts: int = 1) -> int:
-    """Rows of so many entries, each ``n_parts`` samples, that are scored together."""
-    return max(1, min(SCORING_BATCH // n_parts, MAX_SCORING_ENTRIES // n_entries))
+def block_size(n_entries: int, n_parts: int = 1, device: torch.device | None = None) -> int:
+    """Rows of so many entries, each ``n_parts`` samples, that are scored together; on a CPU if none is named."""
+    most = GPU_BATCH if device is not None and device.type == "cuda" else SCORING_BATCH
+    return max(1, min(most // n_parts, MAX_SCORING_ENTRIES // n_entries))
 
 
 def by_blocks(
     function: Callable[[NDArray[np.float32]], NDArray[Any]],
     encoded: NDArray[np.float32],
-    rows: NDArray[np.intp],
+    rows: NDArray[np.intp] | None = None,
     n_parts: int = 1,
 ) -> NDArray[Any]:
-    """``function`` of some rows, a part of them at a time: what is on disk need not fit into memory."""
-    n_entries = encoded.shape[1]
-    parts = list(blocks(len(rows), n_entries, multiple=block_size(n_entries, n_parts)))
-    return np.concatenate([function(encoded[rows[part]]) for part in parts or [slice(0)]])
+    """``function`` of some rows, or of all, a part of them at a time: what is on disk need not fit into memory."""
+    n_rows, n_entries = len(encoded) if rows is None else len(rows), encoded.shape[1]
+    parts = list(blocks(n_rows, n_entries, multiple=block_size(n_entries, n_parts))) or [slice(0)]
+    return np.concatenate([function(encoded[part if rows is None else rows[part]]) for part in parts])
+
+
+def has_holes(encoded: NDArray[np.float32]) -> bool:
+    """Whether an entry is missing, in a tenth of the time that it takes to say which."""
+    return bool(encoded.size and np.isnan(encoded.min()))
 
 
 def _is_holed(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:
+    if not has_holes(encoded):
+        return np.zeros(len(encoded), dtype=bool)
     return np.asarray(np.isnan(encoded).any(axis=1))
 
 
@@ -78,12 +89,13 @@ def map_rows(
     ``again`` says that this very function will be asked for more often: then it pays to find out whether few rows, and
     those that are left over when blocks are full, can do with small blocks.
     """
-    holed = by_blocks(_is_holed, encoded, np.arange(len(encoded)))
-    size = block_size(encoded.shape[1], n_parts)
+    holed = by_blocks(_is_holed, encoded)
+    size = block_size(encoded.shape[1], n_parts, ensemble.device)
 
     def of(rows: NDArray[np.float32], *, holed: bool) -> Any:
         few = 0 < len(rows) % size <= MAX_SMALL * SMALL_BATCHES[-1]
-        small = _small_batches(ensemble, eps, function, rows.shape[1], holed=holed) if again and few else ()
+        tried = again and few and ensemble.device.type == "cpu"
+        small = _small_batches(ensemble, eps, function, rows.shape[1], holed=holed) if tried else ()
         blocks = _spans(len(rows), size, small)
         together = len(blocks) == 1 and blocks[0].size in small and blocks[0].size in TOGETHER
         return _map_blocks(ensemble, eps, function, rows, blocks, holed=holed, together=together)
@@ -111,7 +123,7 @@ def map_folds(
     ensemble: Ensemble, eps: Tensor, function: RowFunction, folds: NDArray[np.float32], *, n_parts: int = 1
 ) -> Any:
     """``function`` of rows of each member's own, shape (n_estimators, n_rows, n_entries): one result from each."""
-    blocks = _spans(folds.shape[-2], block_size(folds.shape[-1], n_parts))
+    blocks = _spans(folds.shape[-2], block_size(folds.shape[-1], n_parts, ensemble.device))
     return _map_blocks(ensemble, eps, function, folds, blocks, holed=bool(np.isnan(folds).any()))
 
 
@@ -150,7 +162,7 @@ def _map_blocks(
         if isinstance(values, tuple):
             return tuple(kept(part, span) for part in values)
         values = values[:, : n_rows - span.start].double()
-        return (values.mean(dim=0) if shared else values).cpu().numpy()
+        return values.mean(dim=0) if shared else values
 
     @torch.no_grad()
     def whole(span: _Span) -> Any:
@@ -159,7 +171,8 @@ def _map_blocks(
         return kept(ensemble.map(function, x, eps, in_dims=dims, together=together), span)
 
     if device.type != "cpu" or together:
-        results = list(map(whole, spans))
+        with multiplied(device):
+            results = list(map(whole, spans))
     elif len(spans) >= torch.get_num_threads():
         # With all that is done to its result, as the caller's operations would wait for these threads.
         results = list(side_by_side(whole, spans))
@@ -167,9 +180,10 @@ def _map_blocks(
         few = [_block(encoded, span) for span in spans]
         results = list(map(kept, _by_members(ensemble.views(), eps, function, few), spans))
     axis = 0 if shared else 1
+    # A GPU is not waited for before it has been told of all blocks.
     if isinstance(results[0], tuple):
-        return tuple(np.concatenate(parts, axis=axis) for parts in zip(*results, strict=True))
-    return np.concatenate(results, axis=axis)
+        return tuple(torch.cat(parts, dim=axis).cpu().numpy() for parts in zip(*results, strict=True))
+    return torch.cat(results, dim=axis).cpu().numpy()
 
 
 def _by_members(members: Sequence[VAE], eps: Tensor, function: RowFunction, few: Sequence[Tensor]) -> Iterator[Any]:
