@@ -104,12 +104,13 @@ TABLE = {
         "row_hashes", "features", "pixels", "tails", "thresholds", "tiles", "training", "errors",
     },
     "scoring": {"ensemble", "memory", "products", "scratch", "vae", "workers"},
+    "encoding": {"errors", "preprocessing", "workers"},
     "planning": {
         "augment", "features", "likelihoods", "picture", "pixels", "preprocessing", "scores", "scratch", "splitting",
         "training", "vae",
     },
     "detector": {
-        "backbones", "ensemble", "errors", "features", "groups", "in_parts", "label_thresholds",
+        "backbones", "encoding", "ensemble", "errors", "features", "groups", "in_parts", "label_thresholds",
         "likelihoods", "model_state", "parameters", "pixels", "planning", "preprocessing", "pretrained", "products",
         "row_hashes", "scores", "scoring", "scratch", "splitting", "streaming", "tails", "thresholds", "tiles",
         "training", "vae",

@@ -317,6 +317,26 @@ def test_ranks_bend_a_column_and_keep_its_order(draw, share):
     np.testing.assert_allclose(back, beyond, rtol=1e-3, atol=1e-3)
 
 
+def test_a_few_rows_are_encoded_as_many_are():
+    """All columns at once, in place of one after the other: the same bits, also on and beyond the knots."""
+    rng = np.random.default_rng(0)
+    learned = pd.DataFrame(
+        {
+            "skewed": np.exp(2.0 * rng.normal(size=2000)),
+            "few": rng.choice([0.0, 1.0, 5.0], size=2000),
+            "large": 1e12 * rng.normal(size=2000),
+            "two": rng.choice([0.0, 1.0], size=2000),
+            "same": 3.0,
+        }
+    )
+    for share in (0.0, 0.15, 0.9):
+        schema = Schema.infer(learned, rank_share=share)
+        new = pd.concat([learned, 3.0 * learned - 1.0], ignore_index=True)
+        new = new.mask(rng.random(new.shape) < 0.05)
+        few = [schema.encode(new.iloc[start : start + 7]) for start in range(0, len(new), 7)]
+        np.testing.assert_array_equal(np.concatenate(few), schema.encode(new))
+
+
 def test_a_bent_column_is_a_weighted_sum_of_value_and_rank():
     values = np.array([0.0, 1.0, 2.0, 3.0, 100.0])
     entries = encoded(values, values, rank_share=0.5).ravel()

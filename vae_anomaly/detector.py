@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vae_anomaly import model_state
 from vae_anomaly.backbones import BACKBONES, build_extractor
+from vae_anomaly.encoding import encode_rows
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import CalibrationWarning, CellError, DataError, PosteriorCollapseWarning, look_up
 from vae_anomaly.features import FeatureSchema
@@ -330,7 +331,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             _by_group(rows, self.threshold, self.fpr)
         self.schema_ = self._infer_schema(frame, split.fitted)
         check_score(self.score_name, self.schema_)
-        encoded = frame.encode(self.schema_) if isinstance(frame, TableInParts) else self.schema_.encode(frame)
+        encoded = frame.encode(self.schema_) if isinstance(frame, TableInParts) else encode_rows(self.schema_, frame)
         self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(encoded).data).hexdigest()
         learned = with_changed_copies(self, self.schema_, frame, encoded, split, generators[-1])
         self._train(*learned, generators, on_check)
@@ -909,8 +910,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return next(itertools.islice(self.ensemble_.members(), index, None))
 
     def _encode(self, X: Any) -> NDArray[np.float32]:
-        encoded: NDArray[np.float32] = self.schema_.encode(self._frame(X, reset=False))
-        return encoded
+        return encode_rows(self.schema_, self._frame(X, reset=False))
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         scores: Floats = self._map_rows(self._score_function(score), encoded, again=True)

@@ -29,6 +29,8 @@ UNSEEN = -2.0
 MAX_KNOTS = 100
 # float32 squares of larger numbers, divided by a squared scale, would overflow.
 MAX_SCALED = 1e6
+# Up to so many rows, a call for each column takes longer than what it does.
+FEW_ROWS = 8
 # Rows of many columns that are encoded while they are in the cache.
 ROWS_AT_ONCE = 8192
 
@@ -111,9 +113,34 @@ class _Reals:
         """Encoded values of finite numbers, of the same shape."""
         with np.errstate(over="ignore"):
             scaled: NDArray[np.float64] = (numbers - self.center) / self.scale
-        for column, own, bent in zip(self.columns, numbers.T, scaled.T, strict=True):
-            bent += column.bend(own)
+        if len(numbers) <= FEW_ROWS:
+            scaled += self._bends(numbers)
+        else:
+            for column, own, bent in zip(self.columns, numbers.T, scaled.T, strict=True):
+                bent += column.bend(own)
         return np.clip(scaled, -MAX_SCALED, MAX_SCALED, out=scaled)
+
+    def _bends(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What :meth:`Column.bend` gives, for all columns at once; the same sums as NumPy's ``interp``."""
+        knots, bends, last = self._maps
+        place = (knots <= numbers[..., None]).sum(axis=-1) - 1
+        between = (place >= 0) & (place < last)
+        at, columns = np.where(between, place, 0), np.arange(len(last))
+        low, below = knots[columns, at], bends[columns, at]
+        with np.errstate(invalid="ignore"):
+            slope = (bends[columns, at + 1] - below) / (knots[columns, at + 1] - low)
+            inside = slope * (numbers - low) + below
+        return np.where(between, inside, np.where(place < 0, bends[:, 0], bends[columns, last]))
+
+    @cached_property
+    def _maps(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
+        """Knots and bends of each column in a row, infinity and zeros after them, and the place of the last one."""
+        last = np.array([max(0, len(column.knots) - 1) for column in self.columns], dtype=np.intp)
+        shape = len(self.columns), 2 + int(last.max(initial=0))
+        knots, bends = np.full(shape, np.inf), np.zeros(shape)
+        for index, column in enumerate(self.columns):
+            knots[index, : len(column.knots)], bends[index, : len(column.bends)] = column.knots, column.bends
+        return knots, bends, last
 
 
 class Schema:

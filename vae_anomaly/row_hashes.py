@@ -33,9 +33,11 @@ def row_hashes(encoded: NDArray[np.float32]) -> Hashes:
     >>> bool(one == again), bool(one == other)
     (True, False)
     """
-    known = ~np.isnan(encoded).all(axis=1)
     # Of 0 and -0, and of the many NaN, one.
-    plain = np.where(np.isnan(encoded), np.float32(np.nan), encoded + np.float32(0.0))[known]
+    plain, missing = encoded + np.float32(0.0), np.isnan(encoded)
+    if missing.any():
+        plain[missing] = np.nan
+        plain = plain[~missing.all(axis=1)]
     if plain.shape[1] > MANY_COLUMNS:
         digests = [hashlib.blake2b(row.data, digest_size=8).digest() for row in np.ascontiguousarray(plain)]
         return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
