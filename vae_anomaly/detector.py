@@ -31,7 +31,6 @@ from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
 from vae_anomaly.planning import (
-    MAX_SHARE_ROWS,
     architecture,
     build_vae,
     check_score,
@@ -39,6 +38,7 @@ from vae_anomaly.planning import (
     find_backbone,
     n_held_out_references,
     n_references,
+    n_share_rows,
     training_plan,
     with_changed_copies,
 )
@@ -547,7 +547,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return results[: split.n_folds].reshape(-1, *results.shape[2:])
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
-        few = split.first(MAX_SHARE_ROWS)
+        few = split.first(n_share_rows(encoded.shape[1]))
         entries = self._calibration_map(self._share_function(self._score()), encoded, few)
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vae_anomaly.detector import VAEDetector
 
 __all__ = [
-    "MAX_SHARE_ROWS",
     "architecture",
     "augmentation",
     "build_vae",
@@ -33,6 +32,7 @@ __all__ = [
     "find_backbone",
     "n_held_out_references",
     "n_references",
+    "n_share_rows",
     "training_plan",
     "with_changed_copies",
 ]
@@ -46,8 +46,10 @@ MAX_REFERENCE_ENTRIES = 4_000_000
 # Numbers that the draws for them take, in each of some ten tensors.
 MAX_REFERENCE_DRAWS = 16_000_000
 MIN_REFERENCE_ROWS = 20
-# Held-out rows that usual shares of the columns are the mean of; each takes a gradient, or several draws.
-MAX_SHARE_ROWS = 1000
+# Held-out rows that usual shares of the columns are the mean of; each takes a gradient, or several draws. Of wide rows
+# fewer: they would take longer than all else that comes after training.
+MAX_SHARE_ROWS, MAX_SHARE_ENTRIES = 1000, 100_000
+MIN_SHARE_ROWS = 100
 MAX_LATENT_DIM = 128
 # Steps of training, and rows for each: a few rows come up hundreds of times, and each of ten million once. Batches grow
 # only where one pass takes more steps than that.
@@ -110,6 +112,17 @@ def n_references(n_entries: int, n_parts: int) -> int:
     """Samples of so many entries that the references are computed from, where a row is seen as ``n_parts`` samples."""
     most = MAX_REFERENCE_ROWS if n_parts == 1 else MAX_REFERENCE_PARTS
     return max(2, min(most, MAX_REFERENCE_ENTRIES // n_entries))
+
+
+def n_share_rows(n_entries: int) -> int:
+    """Held-out rows of so many entries that usual shares are the mean of.
+
+    Examples
+    --------
+    >>> n_share_rows(30), n_share_rows(784)
+    (1000, 127)
+    """
+    return min(MAX_SHARE_ROWS, max(MIN_SHARE_ROWS, MAX_SHARE_ENTRIES // n_entries))
 
 
 def n_held_out_references(n_entries: int, n_parts: int, n_mc: int) -> int:
