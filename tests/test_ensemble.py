@@ -6,6 +6,7 @@ import torch
 
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks
+from vae_anomaly.neighbours import half_squared_lengths
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import SCORES, scores_for
 from vae_anomaly.vae import VAE, Terms
@@ -95,6 +96,35 @@ def test_joint_is_the_loop_over_members(likelihood, complete, make_vae, generato
         torch.testing.assert_close(
             value.grad, torch.stack([dict(vae.named_parameters())[name].grad for vae in members])
         )
+
+
+@pytest.mark.parametrize("prior", ["standard_normal", "vamp"])
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+@pytest.mark.parametrize("name", [name for name, score in SCORES.items() if hasattr(score.function, "for_all_members")])
+def test_scores_for_all_members_are_those_of_each(name, holes, prior, make_vae, generator):
+    """Without vmap: of samples that they share, and of samples of their own."""
+    ensemble = Ensemble([make_vae(seed=seed, prior=prior, n_codes=40) for seed in range(3)])
+    for value in ensemble.buffers.values():
+        if value.is_floating_point():
+            value += 0.1 + torch.rand(value.shape, generator=generator)
+    for vae in ensemble.views():
+        vae.exemplar_lengths.copy_(half_squared_lengths(vae.exemplars, vae.compared))
+    x, eps = torch.randn(3, 7, 5, generator=generator), torch.randn(4, 1, 2, generator=generator)
+    x[torch.rand(x.shape, generator=generator) < holes] = torch.nan
+    ensemble = ensemble.told(complete=not holes, imputation_steps=2 if holes else 0)
+    function = SCORES[name].function
+    with torch.no_grad():
+        for own, dim in ((x, 0), (x[0], None)):
+            found = ensemble.map(function, own, eps, in_dims=(dim, None), together=True)
+            members = ensemble.views()
+            wanted = [function(vae, own if dim is None else own[index], eps) for index, vae in enumerate(members)]
+            torch.testing.assert_close(found, torch.stack(wanted))
+
+
+def test_what_an_ensemble_is_told_does_not_reach_views_that_were_made_before(make_vae):
+    ensemble = Ensemble([make_vae(seed=seed) for seed in range(2)])
+    ensemble.views()
+    assert [vae.imputation_steps for vae in ensemble.told(imputation_steps=3).views()] == [3, 3]
 
 
 def test_not_every_ensemble_has_a_joint_vae(make_vae):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vae_anomaly import neighbours
-from vae_anomaly.neighbours import _rest, half_squared_lengths, nearest
+from vae_anomaly.neighbours import _nearest_at_once, _row_by_row, half_squared_lengths, nearest
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 40])
@@ -43,8 +43,34 @@ def test_of_equally_distant_points_few_rows_find_those_that_many_find(n_entries,
     points = 0.3 * torch.randint(0, 3, (4000, n_entries), generator=generator).float()
     x = 0.3 * torch.randint(0, 3, (1024, n_entries), generator=generator).float() + 0.15
     many = nearest(x, points)
-    constant = half_squared_lengths(points, torch.ones(n_entries))[:, None]
-    if not torch.equal(_rest(constant, points, x[:8]), _rest(constant, points, x)[:, :8]):
+    constant = half_squared_lengths(points, torch.ones(n_entries))
+    products = torch.addmm(constant[:, None], points, x.T, alpha=-1.0)
+    if not torch.equal(_row_by_row(constant, points, x[:8]), products[:, :8].T):
         pytest.skip("this processor multiplies few rows in another order; scoring tries it, and takes larger blocks")
     for n_rows in (8, 32, 128):
         assert torch.equal(nearest(x[:n_rows], points), many[:n_rows])
+
+
+@pytest.mark.parametrize("observed", ["all", "some", "of each row"])
+@pytest.mark.parametrize("at_once", [1, 10**9])
+def test_all_distances_at_once_find_the_same(observed, at_once, generator, monkeypatch):
+    """As a GPU looks, some rows at a time."""
+    monkeypatch.setattr(neighbours, "MAX_DISTANCES_AT_ONCE", at_once)
+    x, points = torch.randn(50, 4, generator=generator), torch.randn(30, 4, generator=generator)
+    counted = {"all": torch.ones(4), "some": torch.tensor([1.0, 0.0, 1.0, 1.0])}.get(observed)
+    if counted is None:
+        counted = (torch.rand(50, 4, generator=generator) < 0.6).float()
+    lengths = half_squared_lengths(points, counted) if counted.ndim == 1 else None
+    found = _nearest_at_once(x * counted, points, counted, lengths)
+    assert torch.equal(found, nearest(x * counted, points, counted))
+
+
+@pytest.mark.parametrize("holed", [False, True])
+def test_several_searches_at_once_find_what_each_finds(holed, generator):
+    x, points = torch.randn(3, 5, 4, generator=generator), torch.randn(3, 40, 4, generator=generator)
+    counted = (torch.rand(3, 5 if holed else 1, 4, generator=generator) < 0.7).float()
+    lengths = None if holed else half_squared_lengths(points, counted.mT).mT
+    found = nearest(x * counted, points, counted, lengths)
+    for own in range(3):
+        alone = nearest(x[own] * counted[own], points[own], counted[own].expand(5, 4))
+        assert torch.equal(found[own], alone)

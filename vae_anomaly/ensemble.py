@@ -16,6 +16,9 @@ from vae_anomaly.vae import VAE
 
 __all__ = ["Ensemble", "stacked"]
 
+# What shares the tensors, and is made anew when it is needed.
+NOT_KEPT = ("_joint", "_shells", "_told", "_views")
+
 
 class _Shell:
     """A VAE without tensors of its own, which those of a member are put into while a function runs.
@@ -70,9 +73,13 @@ class Ensemble:
         self._forget_shared()
 
     def _forget_shared(self) -> None:
-        self._views: tuple[list[Tensor], list[VAE]] = ([], [])
+        self._forget_views()
         self._told: dict[tuple[bool, int], Ensemble] = {}
         self._shells = threading.local()
+
+    def _forget_views(self) -> None:
+        self._views: tuple[list[Tensor], list[VAE]] = ([], [])
+        self._joint: tuple[list[Tensor], VAE | None] = ([], None)
 
     @classmethod
     def from_tensors(cls, skeleton: VAE, tensors: dict[str, Tensor]) -> "Ensemble":
@@ -145,6 +152,12 @@ class Ensemble:
             Run members as one program on a CPU, too, without gradients: faster for a few samples, slower for many.
         """
         dims = tuple(in_dims) if in_dims is not None else (None,) * len(args)
+        if getattr(function, "for_all_members", False) and (together or self.device.type != "cpu"):
+            vae = self._joint_view()
+            if vae is not None:
+                x, eps = args
+                shared = dims[0] is None
+                return function(vae, x.expand(self.n_estimators, *x.shape) if shared else x, eps.unsqueeze(1))
         if not (together or torch.is_grad_enabled()) and self.device.type == "cpu":
             # What vmap saves in calls it costs in Python, and the numbers of one member stay in the cache.
             return _in_turn([functools.partial(function, vae) for vae in self.views()], args, dims)
@@ -161,13 +174,26 @@ class Ensemble:
         ...), and draws of z a further one in front. It shares the parameters of :attr:`params` as they are now, and
         spares what vmap costs, which for small networks is as much as their arithmetic.
         """
-        vae = copy.deepcopy(self.skeleton)
-        if not (isinstance(vae.prior, StandardNormal) and isinstance(vae.encoder, Layers)):
+        if not (isinstance(self.skeleton.prior, StandardNormal) and isinstance(self.skeleton.encoder, Layers)):
             return None
-        nets = ("encoder.", "decoder.")
-        tensors = self.tensors().items()
-        _replace(vae, {name: value if name.startswith(nets) else _beside_samples(value) for name, value in tensors})
+        return self._joined(self.tensors())
+
+    def _joined(self, tensors: Mapping[str, Tensor]) -> VAE:
+        vae, nets = copy.deepcopy(self.skeleton), ("encoder.", "decoder.")
+        shown = ((name, value if name.startswith(nets) else _beside_samples(value)) for name, value in tensors.items())
+        _replace(vae, dict(shown))
         return vae
+
+    def _joint_view(self) -> VAE | None:
+        """The same without gradients, whatever the prior, for scores that are marked as ``for_all_members``."""
+        if not isinstance(self.skeleton.encoder, Layers):
+            return None
+        tensors = list(self.tensors().values())
+        shown, joint = self._joint
+        if not _same(shown, tensors):
+            joint = self._joined({name: value.detach() for name, value in self.tensors().items()})
+            self._joint = tensors, joint
+        return joint
 
     def _shell(self) -> _Shell:
         # Each thread needs its own.
@@ -180,7 +206,7 @@ class Ensemble:
         """Each member as a VAE that shares the tensors of the ensemble, without gradients."""
         tensors = list(self.tensors().values())
         shown, views = self._views
-        if len(shown) != len(tensors) or any(old is not new for old, new in zip(shown, tensors, strict=True)):
+        if not _same(shown, tensors):
             views = [copy.deepcopy(self.skeleton) for _ in range(self.n_estimators)]
             for index, vae in enumerate(views):
                 _replace(vae, {name: value.detach()[index] for name, value in self.tensors().items()})
@@ -202,13 +228,14 @@ class Ensemble:
             # One for each way, for threads that come with different rows at the same time.
             told = copy.copy(self)
             told.skeleton = copy.deepcopy(self.skeleton)
+            told._forget_views()
             told.skeleton.complete, told.skeleton.imputation_steps = complete, imputation_steps
             self._told[complete, imputation_steps] = told
         return told
 
     def __getstate__(self) -> dict[str, Any]:
         # Each view would be written with all it is a view of.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_views", "_told", "_shells")}
+        return {name: value for name, value in self.__dict__.items() if name not in NOT_KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -229,6 +256,11 @@ def _replace(vae: VAE, tensors: Mapping[str, Tensor | None]) -> None:
         module = vae.get_submodule(path)
         delattr(module, attribute)
         setattr(module, attribute, value)
+
+
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether these are the very same tensors."""
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 def _in_turn(calls: Sequence[Callable[..., Any]], args: Sequence[Any], dims: Sequence[int | None]) -> Any:

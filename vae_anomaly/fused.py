@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 __all__ = ["STEPS", "run_layers"]
@@ -33,9 +33,31 @@ def run_layers(steps: Sequence[str], x: Tensor, weights: Sequence[Tensor]) -> Te
     lead, (n_networks, n_samples, n_in) = x.shape[:-3], x.shape[-3:]
     # All draws of a network's samples are samples of it.
     joined = x.reshape(-1, n_networks, n_samples, n_in).movedim(0, 1).reshape(n_networks, -1, n_in)
-    # Without a gradient to come, nothing is kept for it.
-    out: Tensor = _Layers.apply(tuple(steps), torch.is_grad_enabled(), joined, *weights)
+    if any(value.requires_grad for value in weights):
+        # Without a gradient to come, nothing is kept for it.
+        out: Tensor = _Layers.apply(tuple(steps), torch.is_grad_enabled(), joined, *weights)
+    else:
+        out = _plain(steps, joined, weights)
     return out.reshape(n_networks, -1, n_samples, out.shape[-1]).movedim(1, 0).reshape(*lead, *x.shape[-3:-1], -1)
+
+
+def _plain(steps: Sequence[str], h: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """The same of weights that are not learned, by the operations that each network's own layers are made of.
+
+    On some processors, at least, each row then gets the bits that it gets from these.
+    """
+    affine, skipped = iter(zip(weights[::2], weights[1::2], strict=True)), []
+    for step in steps:
+        if step == "affine":
+            weight, bias = next(affine)
+            h = torch.baddbmm(bias.unsqueeze(-2), h, weight.mT)
+        elif step == "silu":
+            h = nn.functional.silu(h)
+        elif step == "split":
+            skipped.append(h)
+        else:
+            h = skipped.pop() + h
+    return h
 
 
 class _Layers(torch.autograd.Function):

@@ -4,14 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["half_squared_lengths", "nearest"]
+__all__ = ["half_squared_lengths", "nearest", "taken"]
 
 # So many distances at once are still in the cache when the least of them is looked for.
 MAX_DISTANCES = 256_000
+# Enough to keep a GPU busy, few enough for a small one's memory, for each of the members.
+MAX_DISTANCES_AT_ONCE = 16_000_000
 # The least of a group takes a quarter of the time that finding its place takes, so the place is looked for in the group
 # with the least distance alone, where differences also settle what rounding leaves open.
 GROUP = 8
-# Up to so many rows are no narrow factor of a product; see `_rest`.
+# Up to so many rows are no narrow factor of a product; see `_row_by_row`.
 FEW_ROWS = 32
 # So many groups make one of the groups among which the least is looked for.
 GROUPS = 32
@@ -33,6 +35,9 @@ def half_squared_lengths(points: Tensor, counted: Tensor) -> Tensor:
 def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
     """Index of the point nearest to each row, by Euclidean distance over the observed entries.
 
+    All arguments may have a first axis over several searches; ``observed`` then has one over the rows, too, and
+    ``lengths`` one of length 1 before that over the points.
+
     Parameters
     ----------
     x : Tensor of shape (n_rows, n_entries)
@@ -51,36 +56,74 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: 
     >>> nearest(torch.tensor([[0.9, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])).tolist()
     [1]
     """
-    x = x.detach()
+    x, n_points = x.detach(), points.shape[-2]
     counted = torch.ones_like(points[0]) if observed is None else observed
     if lengths is None and counted.ndim == 1:
         lengths = half_squared_lengths(points, counted)
+    if x.shape[-2] <= FEW_ROWS or x.device.type == "cuda":
+        best = _nearest_at_once(x, points, counted, lengths) // GROUP
+    else:
+        best = _nearest_group(x, points, counted, lengths)
+    members = (best[..., None] * GROUP + torch.arange(GROUP, device=x.device)).clamp(max=n_points - 1)
+    if counted.ndim > 1:
+        counted = counted.unsqueeze(-2)
+    differences = (taken(points, members) - x.unsqueeze(-2)) * counted
+    nearest_member = differences.square().sum(dim=-1).argmin(dim=-1, keepdim=True)
+    return members.gather(-1, nearest_member).squeeze(-1)
+
+
+def taken(points: Tensor, places: Tensor) -> Tensor:
+    """Points at these places, shape (\\*places.shape, n_entries); with a first axis over several searches or without.
+
+    Examples
+    --------
+    >>> points = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
+    >>> taken(points[0], torch.tensor([1])).tolist(), taken(points, torch.tensor([[1], [0]])).tolist()
+    ([[2.0]], [[[2.0]], [[3.0]]])
+    """
+    if points.ndim == 2:
+        return points[places]
+    own = torch.arange(len(points), device=points.device)
+    return points[own.reshape(-1, *(1 for _ in places.shape[1:])), places]
+
+
+def _nearest_at_once(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
+    """The place of the least of all, as the distances from a row lie beside each other.
+
+    Of a few rows, or on a GPU, which finds a place as fast as it finds what stands there.
+    """
+    size = max(1, MAX_DISTANCES_AT_ONCE // points.shape[-2])
+    found = []
+    for start in range(0, x.shape[-2], size):
+        rows = slice(start, start + size)
+        own = counted if counted.shape[-2:-1] in ((), (1,)) else counted[..., rows, :]
+        constant = own @ (0.5 * points.square()).mT if lengths is None else lengths
+        found.append(_row_by_row(constant, points, x[..., rows, :]).argmin(dim=-1))
+    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+
+def _row_by_row(constant: Tensor, points: Tensor, x: Tensor) -> Tensor:
+    """Half the squared distance, less half the squared length of x: ``constant`` less products, (n_rows, n_points).
+
+    For few rows four times as fast as the other way round, and with the bits that many rows have: as the narrow factor
+    they are multiplied in another order, and of equally distant points another one is nearest.
+    """
+    if x.ndim == 3:
+        return torch.baddbmm(constant, x, points.mT, alpha=-1.0)
+    return torch.addmm(constant, x, points.mT, alpha=-1.0)
+
+
+def _nearest_group(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
+    """The group of ``GROUP`` points that holds the nearest one, tile after tile."""
 
     def rest(tile: slice) -> Tensor:
-        # Half the squared distance, less half the squared length of x, which is the same for all points.
+        # The same difference, (n_points, n_rows).
         constant = half_squared_lengths(points[tile], counted.T) if lengths is None else lengths[tile, None]
-        return _rest(constant, points[tile], x)
+        return torch.addmm(constant, points[tile], x.T, alpha=-1.0)
 
-    if len(x) <= FEW_ROWS:
-        # The place of the least of all at once, as distances from a row lie beside each other here.
-        best = rest(slice(None)).argmin(dim=0) // GROUP
-    else:
-        size = max(1, MAX_DISTANCES // len(x) // GROUP) * GROUP
-        tiles = (slice(start, start + size) for start in range(0, len(points), size))
-        best = _least_of_all(torch.cat([_grouped(rest(tile), GROUP).amin(dim=1) for tile in tiles]))
-    members = (best[:, None] * GROUP + torch.arange(GROUP, device=x.device)).clamp(max=len(points) - 1)
-    differences = (points[members] - x[:, None]) * counted.reshape(-1, 1, x.shape[1])
-    nearest_member = differences.square().sum(dim=2).argmin(dim=1, keepdim=True)
-    return members.gather(1, nearest_member).squeeze(1)
-
-
-def _rest(constant: Tensor, points: Tensor, x: Tensor) -> Tensor:
-    """``constant`` less the products of points and rows, shape (n_points, n_rows)."""
-    if len(x) <= FEW_ROWS:
-        # Four times as fast the other way round, and with the bits that many rows have: as the narrow factor they are
-        # multiplied in another order, and of equally distant points another one is nearest.
-        return torch.addmm(constant.T, x, points.T, alpha=-1.0).T
-    return torch.addmm(constant, points, x.T, alpha=-1.0)
+    size = max(1, MAX_DISTANCES // len(x) // GROUP) * GROUP
+    tiles = (slice(start, start + size) for start in range(0, len(points), size))
+    return _least_of_all(torch.cat([_grouped(rest(tile), GROUP).amin(dim=1) for tile in tiles]))
 
 
 def _least_of_all(rest: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from vae_anomaly.image_scores import (
     path_statistics,
     usual_path,
 )
-from vae_anomaly.neighbours import half_squared_lengths, nearest
+from vae_anomaly.neighbours import half_squared_lengths, nearest, taken
 from vae_anomaly.patches import patch_entries, patch_novelty, usual_contrast, usual_patches, usual_views
 from vae_anomaly.usual import upper_tail
 from vae_anomaly.vae import VAE
@@ -58,6 +58,20 @@ NEARBY_SHARE = 0.75
 ScoreFunction = Callable[[VAE, Tensor, Tensor], Tensor]
 
 
+def for_all_members(function: ScoreFunction) -> ScoreFunction:
+    """Mark a score that needs no :func:`torch.func.vmap`: it takes a VAE that is all members of an ensemble, too.
+
+    Samples, and what is returned, then have an axis over the members before that over the samples (``Ensemble.joint``).
+    """
+    function.for_all_members = True  # type: ignore[attr-defined]
+    return function
+
+
+def _sum(vae: VAE, entries: Tensor) -> Tensor:
+    """Over the entries of each sample."""
+    return entries.flatten(-len(vae.event_shape)).sum(dim=-1)
+
+
 def reconstruction_error(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""Squared error of the reconstruction, :math:`\sum_i (x_i - E[x_i \mid z])^2` at the posterior mean z.
 
@@ -66,9 +80,10 @@ def reconstruction_error(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return _squared_errors(vae, x, eps).flatten(1).sum(dim=1)
 
 
+@for_all_members
 def neg_log_px_z(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""Reconstruction in nats, :math:`-\log p(x \mid z)` at the posterior mean z; one decoder pass, no sampling."""
-    return _neg_log_entries(vae, x, eps).flatten(1).sum(dim=1)
+    return _sum(vae, _neg_log_entries(vae, x, eps))
 
 
 def reconstruction_probability(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -154,6 +169,7 @@ def nearest_neighbour(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return _nearest_entries(vae, x, eps).flatten(1).sum(dim=1)
 
 
+@for_all_members
 def novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""The higher of two standardised scores: the model does not explain the sample, or has seen none like it.
 
@@ -166,25 +182,26 @@ def novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     first term, one far from everything seen a high second. Their sum would let the term that sees nothing unusual, and
     is noise then, speak against the other.
     """
-    return _novelty_entries(vae, x, eps).flatten(1).sum(dim=1)
+    return _sum(vae, _novelty_entries(vae, x, eps))
 
 
 def _novelty_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     n_entries = math.prod(vae.event_shape)
     unexplained, unseen = (
-        (entries - usual[0] / n_entries) / usual[1]
+        (entries - usual[..., :1] / n_entries) / usual[..., 1:]
         for entries, usual in zip(_novelty_terms(vae, x, eps), (vae.usual_unexplained, vae.usual_unseen), strict=True)
     )
-    axes = tuple(range(1, x.ndim))
+    axes = tuple(range(-len(vae.event_shape), 0))
     higher = unexplained.sum(dim=axes, keepdim=True) > unseen.sum(dim=axes, keepdim=True)
     return torch.where(higher, unexplained, unseen)
 
 
 def _novelty_terms(vae: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """What each entry adds to what is unexplained, and to the distance from what was seen."""
-    place, squares = _nearest(vae, x, vae.compared.flatten())
-    nearby = NEARBY_SHARE * vae.exemplar_costs[place] / math.prod(vae.event_shape)
-    unexplained = _bounded_entries(vae, x, eps) - nearby.reshape(-1, *(1 for _ in vae.event_shape))
+    place, squares = _nearest(vae, x, vae.compared.flatten(-len(vae.event_shape)))
+    costs = vae.exemplar_costs[place] if place.ndim == 1 else vae.exemplar_costs.squeeze(-2).gather(-1, place)
+    nearby = NEARBY_SHARE * costs / math.prod(vae.event_shape)
+    unexplained = _bounded_entries(vae, x, eps) - nearby.reshape(*place.shape, *(1 for _ in vae.event_shape))
     return unexplained, _parts_of_distance(squares).reshape(x.shape)
 
 
@@ -203,18 +220,19 @@ def _nearest(vae: VAE, x: Tensor, compared: Tensor | None = None) -> tuple[Tenso
 
     By the entries that ``compared`` is 1 for; the squares of what is seen of them are scaled up for what is missing.
     """
-    here, exemplars = x.flatten(1), vae.exemplars.flatten(1)
+    axis = -len(vae.event_shape)
+    here, exemplars = x.flatten(axis), vae.exemplars.flatten(axis)
     counted = torch.ones_like(exemplars[0]) if compared is None else compared
     lengths = None if compared is None else vae.exemplar_lengths
-    up = torch.ones_like(here[:1, :1])
+    up = torch.ones_like(here[..., :1, :1])
     if not vae.complete:
         seen = ~torch.isnan(here)
-        here, n_entries = torch.where(seen, here, 0.0), counted.sum()
+        here, n_entries = torch.where(seen, here, 0.0), counted.sum(dim=-1, keepdim=True)
         counted, lengths = counted * seen, None
         up = n_entries / counted.sum(dim=-1, keepdim=True).clamp(min=1.0)
     place = nearest(here * counted, exemplars, counted, lengths)
     # The search says which one is nearest, one difference a sample how far it is: nothing cancels.
-    return place, ((here - exemplars[place]) * counted).square() * up
+    return place, ((here - taken(exemplars, place)) * counted).square() * up
 
 
 def _parts_of_distance(squares: Tensor) -> Tensor:

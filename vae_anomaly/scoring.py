@@ -26,8 +26,8 @@ SCORING_BATCH = 1024
 GPU_BATCH = 8192
 # A few rows alone come in a smaller block, where that gives the same bits; tried the first time. In the smallest ones
 # all members come at once.
-SMALL_BATCHES = (8, 32, 128)
-TOGETHER = (8, 32)
+SMALL_BATCHES = (4, 8, 32, 128)
+TOGETHER = (4, 8, 32)
 # More blocks of them cost as much as a whole one.
 MAX_SMALL = 4
 # Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for
