@@ -111,9 +111,9 @@ TABLE = {
     },
     "detector": {
         "backbones", "encoding", "ensemble", "errors", "features", "groups", "in_parts", "label_thresholds",
-        "likelihoods", "model_state", "parameters", "pixels", "planning", "preprocessing", "pretrained", "products",
-        "row_hashes", "scores", "scoring", "scratch", "splitting", "streaming", "tails", "thresholds", "tiles",
-        "training", "vae",
+        "likelihoods", "memory", "model_state", "parameters", "pixels", "planning", "preprocessing", "pretrained",
+        "products", "row_hashes", "scores", "scoring", "scratch", "splitting", "streaming", "tails", "thresholds",
+        "tiles", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups", "number_texts"},
     # Scoring of tables of any size.

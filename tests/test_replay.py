@@ -12,6 +12,7 @@ from vae_anomaly import replay, replayed_steps, training
 from vae_anomaly.data.batches import open_batches
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.likelihoods import LIKELIHOODS
+from vae_anomaly.memory import fits
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.replay import Replayed
 from vae_anomaly.replayed_steps import ReplayedSteps
@@ -261,3 +262,16 @@ def test_a_gpu_multiplies_as_before_once_training_is_over():
     before = [setting.fp32_precision for setting in settings]
     VAEDetector(**STEPS, device="cuda").fit(numbers(300))
     assert [setting.fp32_precision for setting in settings] == before
+
+
+def test_a_table_fits_onto_a_gpu_if_it_takes_half_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
+    assert [fits(n_bytes, torch.device("cuda")) for n_bytes in (500, 501)] == [True, False]
+
+
+@on_gpu
+def test_a_gpu_fetches_rows_that_it_has_no_memory_for(monkeypatch):
+    wanted = curves(device="cuda")
+    monkeypatch.setattr(detector_module, "fits", lambda n_bytes, device: False)
+    found = curves(device="cuda")
+    assert abs(found[-1].mean() - wanted[-1].mean()) < 0.3

@@ -28,6 +28,7 @@ from vae_anomaly.groups import Groups, RowGroups, row_groups
 from vae_anomaly.in_parts import TableInParts
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
+from vae_anomaly.memory import fits
 from vae_anomaly.parameters import check_params, find_device
 from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
 from vae_anomaly.planning import (
@@ -497,8 +498,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             member.prior.start_from(x[some])
         self.ensemble_ = Ensemble(members).to(device)
         self.eps_ = torch.randn(self.n_mc, 1, self.architecture_["latent_dim"], generator=generators[-1])
-        # What does not fit into memory stays on disk, and answers to the same indices.
-        x = cast(torch.Tensor, RowsOnDisk(encoded, device)) if on_disk(encoded) else x.to(device)
+        # What does not fit stays where it is, and answers to the same indices.
+        stays = on_disk(encoded) or not fits(encoded.nbytes, device)
+        x = cast(torch.Tensor, RowsOnDisk(encoded, device)) if stays else x.to(device)
         train_rows, held_out_rows = split.train.to(device), split.held_out.to(device)
         plan = training_plan(self, self.schema_, x.shape[1], train_rows.shape[1])
         self.history_ = train(self.ensemble_, x, train_rows, held_out_rows, plan, generators[:-1], on_check)

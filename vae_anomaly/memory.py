@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_memory", "keep_freed_memory"]
+__all__ = ["available_memory", "fits", "keep_freed_memory"]
 
 # The largest block that glibc learns from is 32 MiB.
 LARGEST = 30 * 2**20
@@ -30,6 +30,17 @@ def available_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, OSError, ValueError):
         return FALLBACK
+
+
+def fits(n_bytes: int, device: torch.device) -> bool:
+    """Whether so much takes less than half of what a GPU has free; a table in memory fits onto any other device.
+
+    Examples
+    --------
+    >>> fits(10**15, torch.device("cpu"))
+    True
+    """
+    return device.type != "cuda" or 2 * n_bytes <= torch.cuda.mem_get_info(device)[0]
 
 
 def keep_freed_memory() -> None:

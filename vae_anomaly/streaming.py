@@ -1,4 +1,4 @@
-"""Rows that stay on disk until training asks for them."""
+"""Rows that stay on disk, or in memory that a GPU does not have, until training asks for them."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ __all__ = ["RowsOnDisk"]
 
 
 class RowsOnDisk:
-    """Rows of a table on disk, which come to a device when they are asked for; where training takes a tensor.
+    """Rows of a table that come to a device when they are asked for, where training takes a tensor.
 
     Examples
     --------
