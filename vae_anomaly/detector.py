@@ -534,23 +534,30 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.active_units_ = ensemble.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
 
     def _calibration_map(
-        self, function: Callable[..., torch.Tensor], encoded: NDArray[np.float32], split: Split
+        self,
+        function: Callable[..., torch.Tensor],
+        encoded: NDArray[np.float32],
+        split: Split,
+        at_once: int | None = None,
     ) -> Floats:
         """``function`` of the calibration rows, each by the members that did not see it."""
         n_parts = self.schema_.n_parts
         if split.aside is not None:
-            return by_blocks(lambda part: self._map_rows(function, part), encoded, split.aside, n_parts)
+            return by_blocks(
+                lambda part: self._map_rows(function, part, at_once=at_once), encoded, split.aside, n_parts
+            )
         folds, n_entries = split.held_out.numpy(), encoded.shape[1]
         parts = blocks(folds.shape[1], len(folds) * n_entries, multiple=block_size(n_entries, n_parts))
         found = [
-            map_folds(self.ensemble_, self.eps_, function, encoded[folds[:, part]], n_parts=n_parts) for part in parts
+            map_folds(self.ensemble_, self.eps_, function, encoded[folds[:, part]], n_parts=n_parts, at_once=at_once)
+            for part in parts
         ]
         results = np.concatenate(found, axis=1)
         return results[: split.n_folds].reshape(-1, *results.shape[2:])
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
-        few = split.first(n_share_rows(encoded.shape[1]))
-        entries = self._calibration_map(self._share_function(self._score()), encoded, few)
+        n_rows, at_once = n_share_rows(encoded.shape[1])
+        entries = self._calibration_map(self._share_function(self._score()), encoded, split.first(n_rows), at_once)
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual
 
@@ -945,10 +952,18 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         return function
 
-    def _map_rows(self, function: Callable[..., Any], encoded: NDArray[np.float32], *, again: bool = False) -> Any:
+    def _map_rows(
+        self,
+        function: Callable[..., Any],
+        encoded: NDArray[np.float32],
+        *,
+        again: bool = False,
+        at_once: int | None = None,
+    ) -> Any:
         n_parts = self.schema_.n_parts
         # With parts the function is a new one each time.
-        return map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=again and n_parts == 1)
+        again = again and n_parts == 1
+        return map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=again, at_once=at_once)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 

@@ -47,9 +47,9 @@ MAX_REFERENCE_ENTRIES = 4_000_000
 MAX_REFERENCE_DRAWS = 16_000_000
 MIN_REFERENCE_ROWS = 20
 # Held-out rows that usual shares of the columns are the mean of; each takes a gradient, or several draws. Of wide rows
-# fewer: they would take longer than all else that comes after training.
+# fewer, in smaller blocks: they would take longer than all else that comes after training.
 MAX_SHARE_ROWS, MAX_SHARE_ENTRIES = 1000, 100_000
-MIN_SHARE_ROWS = 100
+MIN_SHARE_ROWS, SHARE_BATCH = 100, 64
 MAX_LATENT_DIM = 128
 # Steps of training, and rows for each: a few rows come up hundreds of times, and each of ten million once. Batches grow
 # only where one pass takes more steps than that.
@@ -114,15 +114,16 @@ def n_references(n_entries: int, n_parts: int) -> int:
     return max(2, min(most, MAX_REFERENCE_ENTRIES // n_entries))
 
 
-def n_share_rows(n_entries: int) -> int:
-    """Held-out rows of so many entries that usual shares are the mean of.
+def n_share_rows(n_entries: int) -> tuple[int, int | None]:
+    """Held-out rows of so many entries that usual shares are the mean of, and how many come at once, if not as ever.
 
     Examples
     --------
     >>> n_share_rows(30), n_share_rows(784)
-    (1000, 127)
+    ((1000, None), (127, 64))
     """
-    return min(MAX_SHARE_ROWS, max(MIN_SHARE_ROWS, MAX_SHARE_ENTRIES // n_entries))
+    n_rows = min(MAX_SHARE_ROWS, max(MIN_SHARE_ROWS, MAX_SHARE_ENTRIES // n_entries))
+    return n_rows, None if n_rows == MAX_SHARE_ROWS else SHARE_BATCH
 
 
 def n_held_out_references(n_entries: int, n_parts: int, n_mc: int) -> int:

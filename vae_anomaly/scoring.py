@@ -81,16 +81,19 @@ def map_rows(
     *,
     n_parts: int = 1,
     again: bool = False,
+    at_once: int | None = None,
 ) -> Any:
     """``function`` of every encoded row, mean over the members; it sees each row as ``n_parts`` samples.
 
     A function that returns a tuple gives a tuple of arrays, each with the bits that it would have alone.
 
     ``again`` says that this very function will be asked for more often: then it pays to find out whether few rows, and
-    those that are left over when blocks are full, can do with small blocks.
+    those that are left over when blocks are full, can do with small blocks. ``at_once`` names fewer rows than usual for
+    a block; bits then hang on it.
     """
     holed = by_blocks(_is_holed, encoded)
     size = block_size(encoded.shape[1], n_parts, ensemble.device)
+    size = min(size, at_once or size)
 
     def of(rows: NDArray[np.float32], *, holed: bool) -> Any:
         few = 0 < len(rows) % size <= MAX_SMALL * SMALL_BATCHES[-1]
@@ -120,10 +123,17 @@ def _merged(chosen: NDArray[np.bool_], some: Floats, others: Floats) -> Floats:
 
 
 def map_folds(
-    ensemble: Ensemble, eps: Tensor, function: RowFunction, folds: NDArray[np.float32], *, n_parts: int = 1
+    ensemble: Ensemble,
+    eps: Tensor,
+    function: RowFunction,
+    folds: NDArray[np.float32],
+    *,
+    n_parts: int = 1,
+    at_once: int | None = None,
 ) -> Any:
     """``function`` of rows of each member's own, shape (n_estimators, n_rows, n_entries): one result from each."""
-    blocks = _spans(folds.shape[-2], block_size(folds.shape[-1], n_parts, ensemble.device))
+    size = block_size(folds.shape[-1], n_parts, ensemble.device)
+    blocks = _spans(folds.shape[-2], min(size, at_once or size))
     return _map_blocks(ensemble, eps, function, folds, blocks, holed=bool(np.isnan(folds).any()))
 
 
