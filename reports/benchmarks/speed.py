@@ -354,7 +354,7 @@ def bare_network(options: argparse.Namespace) -> Iterator[Case]:
     def measure(name: str) -> Figures:
         wanted = detector.anomaly_score(X, score_name=name)
         np.testing.assert_allclose(bare(detector, x, name, 512).cpu(), wanted, rtol=1e-3, atol=1e-3)
-        sizes = (512, 2048)
+        sizes = (512, 2048) if options.device == "cpu" else (2048, 16_384)
         trials = {size: seconds(lambda size=size: bare(detector, x, name, size), options.device)[0] for size in sizes}
         size = min(trials, key=trials.__getitem__)
         mine, by_hand = in_turn(
@@ -437,6 +437,11 @@ def in_one_thread() -> AbstractContextManager[None]:
     return constants({"scoring.side_by_side": map})
 
 
+def one_by_one() -> AbstractContextManager[None]:
+    """The same, and a GPU told each operation by itself: nobody counts what it replays."""
+    return constants({"scoring.side_by_side": map, "replay.N_WARM": sys.maxsize})
+
+
 def product_rates(n_members: int, n_rows: int, width: int, device: str) -> tuple[float, float]:
     """Rate of a product of 2048 x 2048 matrices, and of the products in the middle of our networks."""
     large = torch.randn(2048, 2048, device=device)
@@ -460,7 +465,7 @@ def limit(options: argparse.Namespace) -> Iterator[Case]:
             "score, novelty": lambda: detector.anomaly_score(X, score_name="novelty"),
         }
         call, short = calls[what], lambda: fitted(options, X, max_steps=FEW_STEPS // 10)
-        with in_one_thread(), FlopCounterMode(display=False) as counter:
+        with one_by_one(), FlopCounterMode(display=False) as counter:
             call()
         took = median(seconds(call, options.device)[0] for _ in range(options.pairs))
         members, rows = (6, 256) if what == "fit" else (1, SCORING_BATCH)
@@ -483,13 +488,13 @@ def limit(options: argparse.Namespace) -> Iterator[Case]:
 
 def top_operations(call: Callable[[], Any], device: str) -> list[tuple[str, float]]:
     """The operations that take the longest themselves, with their shares of all that torch's profiler sees."""
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device != "cpu")
+    kinds = [ProfilerActivity.CPU if device == "cpu" else ProfilerActivity.CUDA]
     with in_one_thread(), profile(activities=kinds) as profiled:
         call()
     column = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
     events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, column))
     total = sum(getattr(event, column) for event in events) or 1.0
-    return [(event.key, round(getattr(event, column) / total, 4)) for event in events[:8]]
+    return [(event.key[:72], round(getattr(event, column) / total, 4)) for event in events[:8]]
 
 
 # -- quality -----------------------------------------------------------------------------------------------------------
@@ -551,6 +556,7 @@ def run(options: argparse.Namespace) -> None:
                 continue
             figures = case.measure()
             head = {"section": case.section, "name": case.name, "device": options.device, "quick": options.quick}
+            head |= {"pairs": options.pairs}
             line = {**head, **figures, **provenance(), "processor": processor(options.device)}
             with options.runs.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

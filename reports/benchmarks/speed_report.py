@@ -19,6 +19,7 @@ def write_report(lines: Sequence[Line], runs: Path) -> None:
         own = [line for line in lines if line["device"].partition(":")[0] == device]
         page += ["", f"## {heading}", ""]
         page += part(own) if own else [f"Not measured. `{COMMAND.format(device)}` measures it."]
+        page += missing(own, lines) if own else []
     if any(line["section"] == "growth" for line in lines):
         page += ["", f"![Fit and score by rows, columns and members]({runs.stem}.png)"]
         plot(lines).savefig(runs.with_suffix(".png"), dpi=110)
@@ -37,6 +38,9 @@ def part(lines: Sequence[Line]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
     threads = sorted({line["machine"]["threads"] for line in lines})
     page = [f"{newest['processor']}, {' or '.join(map(str, threads))} threads; {versions}.", ""]
+    once = dict.fromkeys(line["section"] for line in lines if line.get("pairs") == 1)
+    if once:
+        page += [f"Run once, by each side: {', '.join(once)}.", ""]
     for section, (title, columns) in TABLES.items():
         own = [line for line in lines if line["section"] == section]
         if not own:
@@ -45,6 +49,17 @@ def part(lines: Sequence[Line]) -> list[str]:
         page += [_row([_shown(line.get(key), style) for _, key, style in columns]) for line in own]
         page += [*_overall(section, own), ""]
     return page[:-1] + _profiles([line for line in lines if line["section"] == "limit"])
+
+
+def missing(own: Sequence[Line], lines: Sequence[Line]) -> list[str]:
+    """What was measured on another device alone."""
+    known = {(line["section"], line["name"]) for line in own}
+    names = dict.fromkeys((line["section"], line["name"]) for line in lines)
+    left = [f"{section} ({name})" for section, name in names if (section, name) not in known]
+    if not left:
+        return []
+    command = COMMAND.format(own[0]["device"])
+    return ["", f"Not measured: {'; '.join(left)}. `{command}` measures what is missing."]
 
 
 def _row(cells: Sequence[str]) -> str:
