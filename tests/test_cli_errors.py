@@ -456,6 +456,10 @@ def test_unknown_names_of_other_verbs(model):
         (["--delimiter", "::"], "--delimiter ::: must be one character"),
         (["--device", "abacus"], "--device abacus: this machine has no such device. Use auto or cpu."),
         (["--device", "cuda:99"], "--device cuda:99: this machine has no such device. Use auto or cpu."),
+        (
+            ["--device", "mps"],
+            "--device mps: Apple's MPS has no double precision, in which scores are summed. Use auto or cpu.",
+        ),
         (["--device", "meta"], "--device meta: this machine has no such device. Use auto or cpu."),
         (["--nonsense"], "--nonsense"),
     ],

@@ -152,7 +152,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     brightness : float, default=0.0
         Of images: largest change of the brightness, as a share from 0 to 1.
     device : str, default="auto"
-        "auto" takes CUDA, then Apple's MPS, then the CPU.
+        "auto" takes CUDA where there is some, else the CPU.
     precision : {"auto", "float32"}, default="auto"
         Of products in training. "auto" takes TF32 on a CUDA device, which for wide layers is twice as fast, and float32
         elsewhere. Scores are computed in float32.

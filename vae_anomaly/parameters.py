@@ -17,7 +17,7 @@ from vae_anomaly.products import PRECISIONS
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
 
-__all__ = ["LIMITS", "Limits", "check_params", "find_device"]
+__all__ = ["LIMITS", "Limits", "check_params", "device_fault", "find_device"]
 
 
 class Limits(NamedTuple):
@@ -96,15 +96,29 @@ def _check_backbone(backbone: Any, weights: Any) -> None:
         raise ValueError(f"backbone_weights={str(weights)!r} are weights for a backbone, and {what}.")
 
 
+def device_fault(name: str) -> str:
+    """Why this device can't be used, as a sentence; empty if it can.
+
+    Examples
+    --------
+    >>> device_fault("cpu"), device_fault("abacus")
+    ('', 'this machine has no such device.')
+    """
+    if name.partition(":")[0] == "mps":
+        return "Apple's MPS has no double precision, in which scores are summed."
+    try:
+        # A tensor that can be read back: "meta" is a device, too.
+        torch.zeros(1, device=None if name == "auto" else name).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
+        return "this machine has no such device."
+    return ""
+
+
 def find_device(name: str) -> torch.device:
-    """Device of this name, "auto" for the best there is; ValueError if this machine does not have it."""
+    """Device of this name, "auto" for CUDA where there is some; ValueError for one that can't be used."""
+    fault = device_fault(name)
+    if fault:
+        raise ValueError(f"device={name!r}: {fault} Use 'auto' or 'cpu'.")
     if name != "auto":
-        try:
-            # A tensor that can be read back: "meta" is a device, too.
-            torch.zeros(1, device=name).item()
-        except (RuntimeError, AssertionError, NotImplementedError, TypeError):
-            raise ValueError(f"device={name!r}: this machine has no such device. Use 'auto' or 'cpu'.") from None
         return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

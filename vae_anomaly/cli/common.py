@@ -135,7 +135,7 @@ def overwrite_option(command: Command) -> Command:
 
 def device_option(command: Command) -> Command:
     """Option that picks the device."""
-    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")(command)
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")(command)
 
 
 def all_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:
@@ -214,13 +214,12 @@ def load_detector(path: str, device: str = "cpu") -> "VAEDetector":
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that this machine does not have."""
-    from vae_anomaly.parameters import find_device
+    """Refuse a device that can't be used."""
+    from vae_anomaly.parameters import device_fault
 
-    try:
-        find_device(device)
-    except ValueError:
-        raise click.UsageError(f"--device {device}: this machine has no such device. Use auto or cpu.") from None
+    fault = device_fault(device)
+    if fault:
+        raise click.UsageError(f"--device {device}: {fault} Use auto or cpu.")
 
 
 def text_columns(detector: "VAEDetector") -> tuple[str, ...]:
