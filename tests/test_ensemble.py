@@ -98,18 +98,21 @@ def test_joint_is_the_loop_over_members(likelihood, complete, make_vae, generato
         )
 
 
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("prior", ["standard_normal", "vamp"])
 @pytest.mark.parametrize("holes", [0.0, 0.3])
 @pytest.mark.parametrize("name", [name for name, score in SCORES.items() if hasattr(score.function, "for_all_members")])
-def test_scores_for_all_members_are_those_of_each(name, holes, prior, make_vae, generator):
+def test_scores_for_all_members_are_those_of_each(name, holes, prior, likelihood, make_vae, generator):
     """Without vmap: of samples that they share, and of samples of their own."""
-    ensemble = Ensemble([make_vae(seed=seed, prior=prior, n_codes=40) for seed in range(3)])
+    blocks = {"mixed": Blocks(2, 1, (2,)), "categorical": Blocks(0, 0, (2, 3))}.get(likelihood)
+    px = [LIKELIHOODS[likelihood]((5,), blocks, min_scale=0.1 * seed) for seed in range(1, 4)]
+    ensemble = Ensemble([make_vae(likelihood=px[seed], seed=seed, prior=prior, n_codes=40) for seed in range(3)])
     for value in ensemble.buffers.values():
         if value.is_floating_point():
             value += 0.1 + torch.rand(value.shape, generator=generator)
     for vae in ensemble.views():
         vae.exemplar_lengths.copy_(half_squared_lengths(vae.exemplars, vae.compared))
-    x, eps = torch.randn(3, 7, 5, generator=generator), torch.randn(4, 1, 2, generator=generator)
+    x, eps = torch.rand(3, 7, 5, generator=generator), torch.randn(4, 1, 2, generator=generator)
     x[torch.rand(x.shape, generator=generator) < holes] = torch.nan
     ensemble = ensemble.told(complete=not holes, imputation_steps=2 if holes else 0)
     function = SCORES[name].function

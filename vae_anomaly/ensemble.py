@@ -140,6 +140,8 @@ class Ensemble:
     ) -> Any:
         """``function(vae, *args)`` of every member, stacked along a first axis.
 
+        A score that is marked as ``for_all_members`` is called once, with all of them, where that is faster.
+
         Parameters
         ----------
         function : callable
