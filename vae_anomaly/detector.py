@@ -284,7 +284,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         Which promise the conformal threshold then keeps: with rows set aside, at most ``fpr`` of new normal rows are
         flagged on average, whatever their distribution (split conformal prediction [2]_), and rows flagged together
-        under an ``fdr`` keep it [3]_. Out of fold, twice the rate is proven [1]_ and about the rate is seen. With
+        under an ``fdr`` keep it [3]_. Out of fold, for one model in place of an ensemble, twice the rate and
+        2 (1 - 1/K) / (n/K + 1) is proven for K folds of n rows [1]_, and about the rate is seen. With
         ``groups``, the same holds within each. All of it is for new rows like these: a shift of the inputs, even a
         known one, is not corrected for.
 

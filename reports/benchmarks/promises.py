@@ -8,8 +8,8 @@ adbench.py); the others and all anomalies test. No anomaly is trained on, and no
 
 From 2,000 training rows on, the detector sets rows aside for its threshold. It is fitted once, and those rows and the
 normal test rows, none of which it has seen, are dealt anew to calibration and test for each split: the promise is then
-exact. Of fewer rows, each split is a new fit on another half, with thresholds from scores out of fold: proven for twice
-the rate, and expected to hold.
+exact. Of fewer rows, each split is a new fit on another half, with thresholds from scores out of fold: proven for a
+little more than twice the rate, and expected to hold.
 
 For each rate, the mean over the splits is set beside the upper end of its 99 % interval, were the promise kept to the
 letter: normal with the variance of the Beta-binomial law of each split (calibration and test rows both vary). False
@@ -137,7 +137,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     ]
     for exact, heading in (
         (True, "Rows set aside: the promise is exact"),
-        (False, "Out of fold (fewer than 2,000 training rows): proven for twice the rate"),
+        (False, "Out of fold (fewer than 2,000 training rows): proven for little more than twice the rate"),
     ):
         chosen = {name: [run for run in runs if run["dataset"] == name and run["exact"] == exact] for name in datasets}
         chosen = {name: some for name, some in chosen.items() if some}

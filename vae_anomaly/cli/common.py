@@ -290,7 +290,7 @@ def promise(detector: "VAEDetector") -> str:
         low, high = realised_rate(n, rule["fpr"])
         firm = f"the true rate is {100 * low:.2g} % to {100 * high:.2g} %, 90 % of the time"
         if rule["out_of_fold"]:
-            # Cross-validation+ is proven for twice the rate only; benchmarks show that it keeps the rate itself.
+            # Cross-validation+ is proven for a little more than twice the rate; benchmarks show about the rate itself.
             return f"about {share} of normal rows flagged on average ({n} rows scored out of fold; {firm})"
         return f"at most {share} of normal rows flagged on average ({n} calibration rows; {firm})"
     if rule["name"] == "quantile":
