@@ -154,8 +154,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     device : str, default="auto"
         "auto" takes CUDA where there is some, else the CPU.
     precision : {"auto", "float32"}, default="auto"
-        Of products in training. "auto" takes TF32 on a CUDA device, which for wide layers is twice as fast, and float32
-        elsewhere. Scores are computed in float32.
+        Of products in training. "auto" takes TF32 where they are large and the device is CUDA's, which for layers of
+        1,024 is twice as fast, and float32 elsewhere. Scores are computed in float32.
     random_state : int, RandomState or None, default=0
         Seed of everything random: equal seeds give equal scores.
 
@@ -508,21 +508,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         compared = leave_out_entries(x.shape[1], self.n_estimators, generators[-1])
         self.ensemble_.buffers["compared"] = compared.to(device)
         few, fewer = n_references(x.shape[1], n_parts), n_held_out_references(x.shape[1], n_parts, self.n_mc)
-        self._fill_references(x[train_rows[:, :few]], x[held_out_rows[:, :fewer]])
+        with multiplied(device):
+            self._fill_references(x[train_rows[:, :few]], x[held_out_rows[:, :fewer]])
 
     @torch.no_grad()
     def _fill_references(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
-        with multiplied(train_x.device):
-            self._fill(train_x, held_out_x)
-        if (self.active_units_ == 0).any():
-            warnings.warn(
-                f"Posterior collapse: {int((self.active_units_ == 0).sum())} of {self.n_estimators} members ignore "
-                "their latent variables, so they see each column on its own. Lower beta or raise warmup.",
-                PosteriorCollapseWarning,
-                stacklevel=4,
-            )
-
-    def _fill(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
         ensemble = self.ensemble_.told(imputation_steps=IMPUTATION_STEPS if self.architecture_["mask_input"] else 0)
         eps = self.eps_.to(train_x.device)
         for fill in (*REFERENCES, *(IMAGE_REFERENCES if ensemble.skeleton.picture else ())):
@@ -533,6 +523,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             # As a model file gives them back: a product with a transposed matrix may differ in the last bit.
             ensemble.buffers.update({name: values.contiguous() for name, values in filled.items()})
         self.active_units_ = ensemble.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
+        if (self.active_units_ == 0).any():
+            warnings.warn(
+                f"Posterior collapse: {int((self.active_units_ == 0).sum())} of {self.n_estimators} members ignore "
+                "their latent variables, so they see each column on its own. Lower beta or raise warmup.",
+                PosteriorCollapseWarning,
+                stacklevel=4,
+            )
 
     def _calibration_map(
         self,
@@ -838,7 +835,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         encoded = self._encode(X)
         vae = self._member(member)
-        vae.imputation_steps = IMPUTATION_STEPS if np.isnan(encoded).any() else 0
+        vae.imputation_steps = IMPUTATION_STEPS if has_holes(encoded) else 0
         with torch.no_grad():
             rows = torch.from_numpy(encoded).to(self.ensemble_.device)
             rows = rows.reshape(len(rows) * self.schema_.n_parts, -1)

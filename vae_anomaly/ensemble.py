@@ -140,7 +140,8 @@ class Ensemble:
     ) -> Any:
         """``function(vae, *args)`` of every member, stacked along a first axis.
 
-        A score that is marked as ``for_all_members`` is called once, with all of them, where that is faster.
+        A score that is marked as ``for_all_members`` is called once, with all of them, where that is faster and no
+        gradient is asked for.
 
         Parameters
         ----------
@@ -154,13 +155,14 @@ class Ensemble:
             Run members as one program on a CPU, too, without gradients: faster for a few samples, slower for many.
         """
         dims = tuple(in_dims) if in_dims is not None else (None,) * len(args)
-        if getattr(function, "for_all_members", False) and (together or self.device.type != "cpu"):
+        alone, learning = self.device.type == "cpu" and not together, torch.is_grad_enabled()
+        if getattr(function, "for_all_members", False) and not (alone or learning):
             vae = self._joint_view()
             if vae is not None:
                 x, eps = args
                 shared = dims[0] is None
                 return function(vae, x.expand(self.n_estimators, *x.shape) if shared else x, eps.unsqueeze(1))
-        if not (together or torch.is_grad_enabled()) and self.device.type == "cpu":
+        if alone and not learning:
             # What vmap saves in calls it costs in Python, and the numbers of one member stay in the cache.
             return _in_turn([functools.partial(function, vae) for vae in self.views()], args, dims)
         shell, tensors = self._shell(), list(self.tensors().values())

@@ -96,8 +96,7 @@ def _nearest_at_once(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor
     found = []
     for start in range(0, x.shape[-2], size):
         rows = slice(start, start + size)
-        own = counted if counted.shape[-2:-1] in ((), (1,)) else counted[..., rows, :]
-        constant = own @ (0.5 * points.square()).mT if lengths is None else lengths
+        constant = counted[..., rows, :] @ (0.5 * points.square()).mT if lengths is None else lengths
         found.append(_row_by_row(constant, points, x[..., rows, :]).argmin(dim=-1))
     return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 

@@ -77,7 +77,7 @@ def reconstruction_error(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 
     Squared units of the scaled data. It ignores how well each entry is known: :func:`neg_log_px_z` does not.
     """
-    return _squared_errors(vae, x, eps).flatten(1).sum(dim=1)
+    return _sum(vae, _squared_errors(vae, x, eps))
 
 
 @for_all_members
@@ -97,7 +97,7 @@ def reconstruction_probability(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     .. [1] An and Cho, "Variational autoencoder based anomaly detection using reconstruction probability", SNU Data
        Mining Center, 2015
     """
-    return _expected_neg_log_entries(vae, x, eps).flatten(1).sum(dim=1)
+    return _sum(vae, _expected_neg_log_entries(vae, x, eps))
 
 
 def kl(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def nearest_neighbour(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     Missing entries are left out, and the distance over the others is scaled up to all, as scikit-learn's
     ``nan_euclidean_distances`` does.
     """
-    return _nearest_entries(vae, x, eps).flatten(1).sum(dim=1)
+    return _sum(vae, _nearest_entries(vae, x, eps))
 
 
 @for_all_members
@@ -300,7 +300,7 @@ def shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
         holed = torch.where(missing, torch.nan, inner)
         rest = score.function(vae, holed, eps)
         if score.entries is not None:
-            rest = rest - score.entries(vae, holed, eps).flatten(1).sum(dim=1)
+            rest = rest - _sum(vae, score.entries(vae, holed, eps))
         return rest.sum(), rest
 
     gradient, rest = torch.func.grad(remainder, has_aux=True)(seen)
@@ -317,7 +317,7 @@ def score_and_shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> tuple[Te
     # Those of images find their score without a map, and the sum of the map differs from it in the last digits.
     if score.entries is not None and score.complete and not score.images:
         entries = score.entries(vae, x, eps)
-        return entries.flatten(1).sum(dim=1), entries
+        return _sum(vae, entries), entries
     return score.function(vae, x, eps), shares(score, vae, x, eps)
 
 
@@ -351,7 +351,7 @@ def usual_codes(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[
         "code_precision": torch.linalg.inv(covariance + ridge),
         "exemplars": exemplars,
         "exemplar_lengths": half_squared_lengths(exemplars.flatten(1), vae.compared.flatten()),
-        "exemplar_costs": _bounded_entries(vae, train, eps).flatten(1).sum(dim=1),
+        "exemplar_costs": _sum(vae, _bounded_entries(vae, train, eps)),
         "codes": codes,
         "code_spread": codes.std(dim=0, correction=0) + 1e-6,
     }
@@ -359,7 +359,7 @@ def usual_codes(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[
 
 def usual_scores(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
     """Where the scores of held-out normal samples lie."""
-    unexplained, unseen = (entries.flatten(1).sum(dim=1) for entries in _novelty_terms(vae, held_out, eps))
+    unexplained, unseen = (_sum(vae, entries) for entries in _novelty_terms(vae, held_out, eps))
     return {
         "usual_neg_elbo": neg_elbo(vae, held_out, eps).mean(),
         "usual_unexplained": upper_tail(unexplained),

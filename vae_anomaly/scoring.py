@@ -137,7 +137,7 @@ def map_folds(
     """``function`` of rows of each member's own, shape (n_estimators, n_rows, n_entries): one result from each."""
     size = block_size(folds.shape[-1], n_parts, ensemble.device)
     blocks = _spans(folds.shape[-2], min(size, at_once or size))
-    return _map_blocks(ensemble, eps, function, folds, blocks, holed=bool(np.isnan(folds).any()))
+    return _map_blocks(ensemble, eps, function, folds, blocks, holed=has_holes(folds))
 
 
 class _Span(NamedTuple):
