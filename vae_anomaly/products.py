@@ -12,7 +12,7 @@ __all__ = ["PRECISIONS", "multiplied", "products_for"]
 FULL = "ieee"
 # Of training, and what PyTorch calls the precision of large products then; scores are always in full precision.
 PRECISIONS = {"auto": "tf32", "float32": FULL}
-# Smaller products take no less time in TF32.
+# Smaller products gain little in TF32, or lose.
 MIN_MULTIPLICATIONS = 100_000_000
 
 _TAKEN = threading.RLock()

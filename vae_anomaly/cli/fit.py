@@ -118,7 +118,7 @@ if TYPE_CHECKING:
     type=NameType("precision"),
     default="auto",
     show_default=True,
-    help="Of products in training. auto: TF32 on CUDA, else float32.",
+    help="Of products in training. auto: TF32 for large ones on CUDA, else float32.",
 )
 @overwrite_option
 @run_options
