@@ -424,9 +424,9 @@ def test_decimal_commas_are_named_rather_than_ignored():
     assert Schema.infer(frame.assign(temp=["a,b", "1,2", "x"])).columns[1].kind == "categorical"
 
 
-@pytest.mark.parametrize("rows_at_once", [64, 8192])
-def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(rows_at_once, rng, monkeypatch):
-    monkeypatch.setattr(preprocessing, "ROWS_AT_ONCE", rows_at_once)
+@pytest.mark.parametrize("values_at_once", [1, 192, 32768])
+def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(values_at_once, rng, monkeypatch):
+    monkeypatch.setattr(preprocessing, "VALUES_AT_ONCE", values_at_once)
     frame = pd.DataFrame(rng.normal(size=(300, 3)).round(1), columns=["a", "b", "c"])
     frame["two"], frame["code"] = rng.integers(0, 2, size=300) * 1.0, rng.integers(0, 4, size=300) * 1.0
     frame = frame.mask(rng.random(frame.shape) < 0.1)

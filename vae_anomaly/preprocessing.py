@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vae_anomaly.bends import PiecewiseLinear
 from vae_anomaly.errors import CellError, DataError
 
 __all__ = ["Column", "Schema"]
@@ -29,10 +30,8 @@ UNSEEN = -2.0
 MAX_KNOTS = 100
 # float32 squares of larger numbers, divided by a squared scale, would overflow.
 MAX_SCALED = 1e6
-# Up to so many rows, a call for each column takes longer than what it does.
-FEW_ROWS = 8
-# Rows of many columns that are encoded while they are in the cache.
-ROWS_AT_ONCE = 8192
+# Values that are encoded while they are in the cache.
+VALUES_AT_ONCE = 1 << 15
 
 REMARKS = {
     "empty": "no value in the training rows: ignored",
@@ -81,12 +80,12 @@ class Column:
 
     def bend(self, numbers: NDArray[np.float64]) -> NDArray[np.float64] | float:
         """What is added to the scaled values."""
-        return np.interp(numbers, *self._map) if self.knots else 0.0
+        return np.interp(numbers, self.knots, self.bends) if self.knots else 0.0
 
     @cached_property
-    def _map(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        # Made once: for a single row, it would take longer than all else.
-        return np.array(self.knots), np.array(self.bends)
+    def alone(self) -> "_Reals":
+        """The column as the only one of a table."""
+        return _Reals([self])
 
     def unscaled(self, encoded: NDArray[np.float64]) -> NDArray[np.float64]:
         """Inverse of :meth:`scaled`."""
@@ -102,45 +101,23 @@ class Column:
 
 
 class _Reals:
-    """Real columns beside each other: for a single row, one after the other would take longer than the networks."""
+    """Real columns beside each other: one after the other takes longer."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self.columns = tuple(columns)
         self.center = np.array([column.center for column in columns])
         self.scale = np.array([column.scale for column in columns])
 
+    @cached_property
+    def _bends(self) -> PiecewiseLinear:
+        return PiecewiseLinear([column.knots for column in self.columns], [column.bends for column in self.columns])
+
     def encode(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
         """Encoded values of finite numbers, of the same shape."""
         with np.errstate(over="ignore"):
             scaled: NDArray[np.float64] = (numbers - self.center) / self.scale
-        if len(numbers) <= FEW_ROWS:
-            scaled += self._bends(numbers)
-        else:
-            for column, own, bent in zip(self.columns, numbers.T, scaled.T, strict=True):
-                bent += column.bend(own)
+        scaled += self._bends(numbers)
         return np.clip(scaled, -MAX_SCALED, MAX_SCALED, out=scaled)
-
-    def _bends(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What :meth:`Column.bend` gives, for all columns at once; the same sums as NumPy's ``interp``."""
-        knots, bends, last = self._maps
-        place = (knots <= numbers[..., None]).sum(axis=-1) - 1
-        between = (place >= 0) & (place < last)
-        at, columns = np.where(between, place, 0), np.arange(len(last))
-        low, below = knots[columns, at], bends[columns, at]
-        with np.errstate(invalid="ignore"):
-            slope = (bends[columns, at + 1] - below) / (knots[columns, at + 1] - low)
-            inside = slope * (numbers - low) + below
-        return np.where(between, inside, np.where(place < 0, bends[:, 0], bends[columns, last]))
-
-    @cached_property
-    def _maps(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
-        """Knots and bends of each column in a row, infinity and zeros after them, and the place of the last one."""
-        last = np.array([max(0, len(column.knots) - 1) for column in self.columns], dtype=np.intp)
-        shape = len(self.columns), 2 + int(last.max(initial=0))
-        knots, bends = np.full(shape, np.inf), np.zeros(shape)
-        for index, column in enumerate(self.columns):
-            knots[index, : len(column.knots)], bends[index, : len(column.bends)] = column.knots, column.bends
-        return knots, bends, last
 
 
 class Schema:
@@ -263,8 +240,9 @@ class Schema:
             if np.isinf(floats).any():
                 for index in used[:start]:
                     _refuse_infinite(self.columns[index].name, floats[:, index])
-            for first in range(0, len(floats), ROWS_AT_ONCE):
-                rows = slice(first, first + ROWS_AT_ONCE)
+            size = max(1, VALUES_AT_ONCE // max(1, start))
+            for first in range(0, len(floats), size):
+                rows = slice(first, first + size)
                 encoded[rows, :start] = self._reals.encode(floats[rows, used[:start]])
             used = used[start:]
         for index in used:
@@ -514,7 +492,7 @@ def _encode_column(column: Column, values: "pd.Series[Any] | NDArray[np.float64]
     _refuse_infinite(column.name, numbers)
     if column.kind == "binary":
         return _codes(column, numbers)[:, None]
-    return _Reals([column]).encode(numbers[:, None])
+    return column.alone.encode(numbers[:, None])
 
 
 def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
