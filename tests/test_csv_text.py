@@ -20,6 +20,19 @@ def test_texts_are_those_of_python(numbers):
     assert short_texts(numbers).to_pylist() == [None if x != x else f"{x:.4g}" for x in numbers.tolist()]
 
 
+def test_texts_of_few_different_numbers_are_those_of_python(rng):
+    few = rng.choice([0.0, -0.0, 0.1 + 0.2, np.nan, np.inf, 7.0], size=1000)
+    # What the beginning does not show comes, too.
+    for values in (few, np.append(few, rng.normal(size=1000)), np.repeat(few, 2)[::2]):
+        assert exact_texts(values).to_pylist() == [None if x != x else repr(x) for x in values.tolist()]
+
+
+@pytest.mark.parametrize("special", [",", '"', "\r", "\n"])
+def test_a_text_is_quoted_for_each_of_the_special_characters(special):
+    frame = pd.DataFrame({"row": [1, 2, 3], "text": pd.Series(["plain", None, f"a{special}b"], dtype="str")})
+    assert csv_rows(frame).decode() == f'1,plain\n2,\n3,"a{special.replace(chr(34), 2 * chr(34))}b"\n'
+
+
 def test_rows_are_those_of_pandas(numbers, rng):
     words = np.array(["", "a", "b,c", 'say "x"', "two\nlines", "é; ü", None], dtype=object)
     frame = pd.DataFrame(

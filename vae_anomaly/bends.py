@@ -1,6 +1,7 @@
 """Piecewise linear maps of many columns at once."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ Floats = NDArray[np.float64]
 # Cells of equal width between the first and the last knot of a column, by which a value's place is looked up; most hold
 # one knot or none.
 N_CELLS = 2048
+# Places are sound by the way that they are found; NumPy takes half as long again to say so.
+UNCHECKED: Final = "clip"
 
 
 class PiecewiseLinear:
@@ -87,14 +90,14 @@ class PiecewiseLinear:
         values = np.ascontiguousarray(values)
         cells = self._cells(values)
         cells += self._cell_starts
-        place, ahead = self._before.take(cells), np.empty_like(cells)
+        place, ahead = self._before.take(cells, mode=UNCHECKED), np.empty_like(cells)
         for stride in self._strides:
             np.add(place, stride, out=ahead)
-            np.multiply(self._knots.take(ahead) <= values, stride, out=ahead)
+            np.multiply(self._knots.take(ahead, mode=UNCHECKED) <= values, stride, out=ahead)
             place += ahead
-        mapped: Floats = values - self._left.take(place)
-        mapped *= self._slope.take(place)
-        mapped += self._below.take(place)
+        mapped: Floats = values - self._left.take(place, mode=UNCHECKED)
+        mapped *= self._slope.take(place, mode=UNCHECKED)
+        mapped += self._below.take(place, mode=UNCHECKED)
         return mapped
 
     def _one_by_one(self, values: Floats) -> Floats:
