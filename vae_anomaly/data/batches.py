@@ -94,8 +94,11 @@ class _Part(Protocol):
     name: str
     columns: list[str]
 
-    def frames(self, wanted: _Wanted, start: Place) -> Iterator[tuple[pd.DataFrame, int, int]]:
-        """Rows from a place in the file on, with the bytes and lines up to the end of each batch."""
+    def frames(self, wanted: _Wanted, start: Place, times: int) -> Iterator[tuple[pd.DataFrame, int, int]]:
+        """Rows from a place in the file on, with the bytes and lines up to the end of each batch.
+
+        A batch is so many times as large as usual.
+        """
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,12 @@ class Batches:
             raise
 
     def read(
-        self, columns: Sequence[str] | None = None, *, numbers: Sequence[str] = (), start: Place = START
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        numbers: Sequence[str] = (),
+        start: Place = START,
+        times: int = 1,
     ) -> Iterator[Batch]:
         """The rows, batch by batch.
 
@@ -150,6 +158,8 @@ class Batches:
             Features that should hold numbers: a CSV file is read faster, and where they hold none, as without.
         start : Place
             Where an earlier batch ended. The batches from there on are those that would have followed it.
+        times : int, default=1
+            How many times as large as usual a batch is, for who has the memory.
         """
         features = self.features if columns is None else tuple(columns)
         needed = (*features, *self.kept, *(() if self.id is None else (self.id,)))
@@ -159,7 +169,7 @@ class Batches:
         for index in range(start.part, len(self.parts)):
             part, here = self.parts[index], start if index == start.part else START
             rows = here.rows
-            for frame, offset, lines in part.frames(wanted, here):
+            for frame, offset, lines in part.frames(wanted, here, times):
                 data = self._data(frame, features, part.name, rows, total)
                 rows, total = rows + len(frame), total + len(frame)
                 yield Batch(data, Place(index, rows, offset, lines, total))
@@ -306,7 +316,7 @@ class _Csv:
                 raise damaged_gzip(self.name) from None
             raise
 
-    def frames(self, wanted: _Wanted, start: Place) -> Iterator[tuple[pd.DataFrame, int, int]]:
+    def frames(self, wanted: _Wanted, start: Place, times: int) -> Iterator[tuple[pd.DataFrame, int, int]]:
         rows, lines, offset = start.rows, start.lines, start.offset or self.layout.length
         texts, words = [column for column in wanted.texts if column in wanted.columns], Words(self.name)
         with self._reading() as stream:
@@ -315,7 +325,7 @@ class _Csv:
             else:
                 stream.seek(offset)
             lines = lines or self._first.count(b"\n", 0, offset)
-            for text in blocks_of_rows(stream, self._ends, self.name, BLOCK_SIZE):
+            for text in blocks_of_rows(stream, self._ends, self.name, times * BLOCK_SIZE):
                 check_utf8(text, self.name, lines)
                 offset, lines = offset + len(text), lines + n_line_ends(text)
                 if text.isspace():
@@ -352,8 +362,8 @@ class _Parquet:
         except DAMAGED_PARQUET:
             raise damaged_parquet(self.name) from None
 
-    def frames(self, wanted: _Wanted, start: Place) -> Iterator[tuple[pd.DataFrame, int, int]]:
-        size = max(1, min(MAX_ROWS, MAX_CELLS // max(1, len(wanted.columns))))
+    def frames(self, wanted: _Wanted, start: Place, times: int) -> Iterator[tuple[pd.DataFrame, int, int]]:
+        size = _rows_at_once(wanted, times)
         names = [self._raw[column] for column in wanted.columns]
         rows = 0
         with self._reading() as file:
@@ -368,6 +378,10 @@ class _Parquet:
                     columns = [batch.column(batch.schema.get_field_index(name)) for name in names]
                     table = pa.table(columns, names=list(wanted.columns))
                     yield frame_of(table, self.name, wanted.texts), 0, 0
+
+
+def _rows_at_once(wanted: _Wanted, times: int) -> int:
+    return max(1, times * min(MAX_ROWS, MAX_CELLS // max(1, len(wanted.columns))))
 
 
 def _runs(metadata: Any, size: int) -> Iterator[tuple[list[int], int]]:
@@ -389,7 +403,7 @@ class _Whole:
         self._frame = read_frame(name, options)
         self.columns = list(self._frame.columns)
 
-    def frames(self, wanted: _Wanted, start: Place) -> Iterator[tuple[pd.DataFrame, int, int]]:
-        size = max(1, min(MAX_ROWS, MAX_CELLS // max(1, len(wanted.columns))))
+    def frames(self, wanted: _Wanted, start: Place, times: int) -> Iterator[tuple[pd.DataFrame, int, int]]:
+        size = _rows_at_once(wanted, times)
         for first in range(start.rows, len(self._frame), size):
             yield self._frame[list(wanted.columns)].iloc[first : first + size].reset_index(drop=True), 0, 0

@@ -35,8 +35,8 @@ MISSING = ("", "NA", "NaN", "nan", "-nan", "-NaN", "N/A", "n/a", "#N/A", "#NA", 
 DAMAGED_GZIP = (OSError, EOFError, zlib.error)
 
 _BOM = b"\xef\xbb\xbf"
-# A row has to fit into one block; the default of 1 MiB is too little for a hundred thousand columns.
-_BLOCK_SIZE = 1 << 24
+# Blocks are parsed side by side, but a row has to fit into one: if it does not, into a larger one.
+_BLOCK_SIZES = (1 << 22, 1 << 24)
 
 
 def read_csv(content: bytes, name: str, options: Options) -> pa.Table:
@@ -198,9 +198,25 @@ def _check_quotes(body: bytes, delimiter: str, name: str, first_row: int) -> Non
 
 
 def _parse(body: bytes, layout: Layout, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> pa.Table:
+    smaller, larger = _BLOCK_SIZES
+    try:
+        return _parse_blocks(body, layout, types, columns, smaller)
+    except pa.ArrowInvalid as error:
+        if "straddling" not in str(error):
+            raise
+    return _parse_blocks(body, layout, types, columns, larger)
+
+
+def _parse_blocks(
+    body: bytes,
+    layout: Layout,
+    types: Mapping[str, pa.DataType],
+    columns: Sequence[str] | None,
+    size: int,
+) -> pa.Table:
     return pyarrow.csv.read_csv(
         pa.BufferReader(body),
-        pyarrow.csv.ReadOptions(column_names=layout.names, block_size=_BLOCK_SIZE),
+        pyarrow.csv.ReadOptions(column_names=layout.names, block_size=size),
         # Rows are split much faster where no cell can hold a line end.
         pyarrow.csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=b'"' in body),
         pyarrow.csv.ConvertOptions(
