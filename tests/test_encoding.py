@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tables import mixed
 
 from vae_anomaly import encoding
@@ -30,3 +31,36 @@ def test_an_error_names_the_row_of_the_table_and_the_first_column():
     with pytest.raises(CellError, match="'one'") as caught:
         encode_rows(schema, frame)
     assert caught.value.row == 70
+
+
+def of_all_kinds(rng):
+    frame = pd.DataFrame(rng.normal(size=(300, 4)) ** 3, columns=list("abcd"))
+    frame["two"], frame["same"], frame["coarse"] = rng.integers(0, 2, size=300) * 1.0, 3.0, frame["a"].round(1)
+    return frame.mask(rng.random(frame.shape) < 0.1)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_device_encodes_the_bits_of_a_processor(order, rng):
+    frame = of_all_kinds(rng)
+    schema = Schema.infer(frame, rank_share=0.15)
+    frame.iloc[3, 0], frame.iloc[4, 2], frame.iloc[5, 3] = 1e300, -1e300, frame.iloc[6, 3]
+    frame = pd.DataFrame(np.array(frame, order=order), columns=frame.columns)
+    # What a GPU would do, by torch on a processor.
+    there = encoding._RealsThere(schema.reals, torch.device("cpu"))
+    np.testing.assert_array_equal(schema.encode(frame, there), schema.encode(frame))
+    frame.iloc[7, 1] = -np.inf
+    with pytest.raises(CellError, match="row 8, column 'b': -inf is not finite"):
+        schema.encode(frame, there)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_gpu_encodes_the_bits_of_a_processor(order, rng):
+    frame = of_all_kinds(rng)
+    schema = Schema.infer(frame, rank_share=0.15)
+    frame = pd.DataFrame(np.array(frame, order=order), columns=frame.columns)
+    np.testing.assert_array_equal(encode_rows(schema, frame, "cuda"), schema.encode(frame))
+    frame.iloc[7, 1] = np.inf
+    with pytest.raises(CellError, match="row 8, column 'b': inf is not finite"):
+        encode_rows(schema, frame, "cuda")

@@ -82,6 +82,15 @@ class PiecewiseLinear:
         np.fmin(cells, N_CELLS - 1, out=cells)
         return cells.astype(np.intp)
 
+    @property
+    def tables(self) -> tuple[Floats, Floats, Floats, Floats] | None:
+        """Of each column: its knots, infinite behind the last one, and by the number of knots that are no larger than a
+        value the slope, and the point where it starts. None where sums need more than these.
+        """
+        if not self._plain:
+            return None
+        return self._knots[:, 1:].copy(), self._slope, self._left, self._below
+
     def __call__(self, values: Floats) -> Floats:
         """Of values of shape (n_rows, n_columns); NaN gives some number."""
         if not self._plain:

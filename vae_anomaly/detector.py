@@ -917,7 +917,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return next(itertools.islice(self.ensemble_.members(), index, None))
 
     def _encode(self, X: Any) -> NDArray[np.float32]:
-        return encode_rows(self.schema_, self._frame(X, reset=False))
+        return encode_rows(self.schema_, self._frame(X, reset=False), self.ensemble_.device)
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         scores: Floats = self._map_rows(self._score_function(score), encoded, again=True)

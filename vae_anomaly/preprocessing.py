@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vae_anomaly.bends import PiecewiseLinear
 from vae_anomaly.errors import CellError, DataError
 
-__all__ = ["Column", "Schema"]
+__all__ = ["Column", "Reals", "Schema"]
 
 MAX_CATEGORIES = 64
 # A value of a binary column that was not seen in training: far enough outside [0, 1] for the Bernoulli likelihood to
@@ -83,9 +83,9 @@ class Column:
         return np.interp(numbers, self.knots, self.bends) if self.knots else 0.0
 
     @cached_property
-    def alone(self) -> "_Reals":
+    def alone(self) -> "Reals":
         """The column as the only one of a table."""
-        return _Reals([self])
+        return Reals([self])
 
     def unscaled(self, encoded: NDArray[np.float64]) -> NDArray[np.float64]:
         """Inverse of :meth:`scaled`."""
@@ -100,7 +100,14 @@ class Column:
         return straight
 
 
-class _Reals:
+class RealsEncoder(Protocol):
+    """Who encodes real columns."""
+
+    def encode_rows(self, floats: NDArray[np.float64], places: Sequence[int]) -> Encoded:
+        """As :meth:`Reals.encode_rows` does."""
+
+
+class Reals:
     """Real columns beside each other: one after the other takes longer."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
@@ -109,15 +116,34 @@ class _Reals:
         self.scale = np.array([column.scale for column in columns])
 
     @cached_property
-    def _bends(self) -> PiecewiseLinear:
+    def bends(self) -> PiecewiseLinear:
+        """What is added to the scaled values."""
         return PiecewiseLinear([column.knots for column in self.columns], [column.bends for column in self.columns])
 
     def encode(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
         """Encoded values of finite numbers, of the same shape."""
         with np.errstate(over="ignore"):
             scaled: NDArray[np.float64] = (numbers - self.center) / self.scale
-        scaled += self._bends(numbers)
+        scaled += self.bends(numbers)
         return np.clip(scaled, -MAX_SCALED, MAX_SCALED, out=scaled)
+
+    def encode_rows(self, floats: NDArray[np.float64], places: Sequence[int]) -> Encoded:
+        """Encoded values of the columns at these places of a table.
+
+        Raises
+        ------
+        CellError
+            If one is infinite.
+        """
+        if np.isinf(floats).any():
+            for column, place in zip(self.columns, places, strict=True):
+                _refuse_infinite(column.name, floats[:, place])
+        encoded = np.empty((len(floats), len(places)), dtype=np.float32)
+        size = max(1, VALUES_AT_ONCE // max(1, len(places)))
+        for first in range(0, len(floats), size):
+            rows = slice(first, first + size)
+            encoded[rows] = self.encode(floats[rows, places])
+        return encoded
 
 
 class Schema:
@@ -138,7 +164,7 @@ class Schema:
         order = {"real": 0, "binary": 1, "categorical": 2}
         used = [index for index, column in enumerate(self.columns) if column.kind != "ignored"]
         self._used = sorted(used, key=lambda index: order[self.columns[index].kind])
-        self._reals = _Reals([self.columns[index] for index in self._used if self.columns[index].kind == "real"])
+        self.reals = Reals([self.columns[index] for index in self._used if self.columns[index].kind == "real"])
         self.owner = np.array([index for index in self._used for _ in range(self.columns[index].width)], dtype=np.intp)
         """Column that each entry of an encoded row comes from."""
 
@@ -222,8 +248,10 @@ class Schema:
         """Name of each column."""
         return [column.name for column in self.columns]
 
-    def encode(self, frame: pd.DataFrame) -> Encoded:
+    def encode(self, frame: pd.DataFrame, reals: RealsEncoder | None = None) -> Encoded:
         """Encoded rows, shape (n_rows, n_entries), NaN where a value is missing.
+
+        Of a table of floats alone, ``reals`` encode the real columns, in place of :attr:`reals`.
 
         Raises
         ------
@@ -236,14 +264,8 @@ class Schema:
         floats = frame.to_numpy() if all(kind == np.float64 for kind in frame.dtypes) else None
         used = self._used
         if floats is not None:
-            start = len(self._reals.columns)
-            if np.isinf(floats).any():
-                for index in used[:start]:
-                    _refuse_infinite(self.columns[index].name, floats[:, index])
-            size = max(1, VALUES_AT_ONCE // max(1, start))
-            for first in range(0, len(floats), size):
-                rows = slice(first, first + size)
-                encoded[rows, :start] = self._reals.encode(floats[rows, used[:start]])
+            start = len(self.reals.columns)
+            encoded[:, :start] = (reals or self.reals).encode_rows(floats, used[:start])
             used = used[start:]
         for index in used:
             column = self.columns[index]
