@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vae_anomaly import neighbours
-from vae_anomaly.neighbours import _nearest_at_once, _row_by_row, half_squared_lengths, nearest
+from vae_anomaly.neighbours import _nearest_at_once, _nearest_on_gpu, _row_by_row, half_squared_lengths, nearest
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 40])
@@ -61,8 +61,19 @@ def test_all_distances_at_once_find_the_same(observed, at_once, generator, monke
     if counted is None:
         counted = (torch.rand(50, 4, generator=generator) < 0.6).float()
     lengths = half_squared_lengths(points, counted) if counted.ndim == 1 else None
-    found = _nearest_at_once(x * counted, points, counted, lengths)
-    assert torch.equal(found, nearest(x * counted, points, counted))
+    wanted = nearest(x * counted, points, counted)
+    assert torch.equal(_nearest_at_once(x * counted, points, counted, lengths), wanted)
+    assert torch.equal(_nearest_on_gpu(x * counted, points, counted, lengths), wanted)
+
+
+@pytest.mark.parametrize("holed", [False, True])
+def test_a_gpu_looks_for_several_searches_at_once(holed, generator):
+    x, points = torch.randn(3, 50, 4, generator=generator), torch.randn(3, 40, 4, generator=generator)
+    counted = (torch.rand(3, 50 if holed else 1, 4, generator=generator) < 0.7).float()
+    lengths = None if holed else half_squared_lengths(points, counted.mT).mT
+    found = _nearest_on_gpu(x * counted, points, counted, lengths)
+    for own in range(3):
+        assert torch.equal(found[own], nearest(x[own] * counted[own], points[own], counted[own].expand(50, 4)))
 
 
 @pytest.mark.parametrize("holed", [False, True])

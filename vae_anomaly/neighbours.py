@@ -60,7 +60,9 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: 
     counted = torch.ones_like(points[0]) if observed is None else observed
     if lengths is None and counted.ndim == 1:
         lengths = half_squared_lengths(points, counted)
-    if x.shape[-2] <= FEW_ROWS or x.device.type == "cuda":
+    if x.device.type == "cuda":
+        best = _nearest_on_gpu(x, points, counted, lengths) // GROUP
+    elif x.shape[-2] <= FEW_ROWS:
         best = _nearest_at_once(x, points, counted, lengths) // GROUP
     else:
         best = _nearest_group(x, points, counted, lengths)
@@ -87,18 +89,26 @@ def taken(points: Tensor, places: Tensor) -> Tensor:
     return points[own.reshape(-1, *(1 for _ in places.shape[1:])), places]
 
 
-def _nearest_at_once(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
-    """The place of the least of all, as the distances from a row lie beside each other.
+def _nearest_on_gpu(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
+    """The place of the least distance, which a GPU finds as fast as it finds what stands there.
 
-    Of a few rows, or on a GPU, which finds a place as fast as it finds what stands there.
+    Half the squared lengths come as one more entry, or more, of the product: as what it begins with, they would have to
+    be written out for each row first, which takes as long as the product.
     """
+    if lengths is None:
+        left, right = [x, counted.expand_as(x)], [-points, 0.5 * points.square()]
+    else:
+        left, right = [x, torch.ones_like(x[..., :1])], [-points, lengths.reshape(*points.shape[:-1], 1)]
+    rows, columns = torch.cat(left, dim=-1), torch.cat(right, dim=-1).mT
     size = max(1, MAX_DISTANCES_AT_ONCE // points.shape[-2])
-    found = []
-    for start in range(0, x.shape[-2], size):
-        rows = slice(start, start + size)
-        constant = counted[..., rows, :] @ (0.5 * points.square()).mT if lengths is None else lengths
-        found.append(_row_by_row(constant, points, x[..., rows, :]).argmin(dim=-1))
+    found = [(part @ columns).argmin(dim=-1) for part in torch.split(rows, size, dim=-2)]
     return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+
+def _nearest_at_once(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
+    """The place of the least of all, as the distances from a row lie beside each other."""
+    constant = counted @ (0.5 * points.square()).mT if lengths is None else lengths
+    return _row_by_row(constant, points, x).argmin(dim=-1)
 
 
 def _row_by_row(constant: Tensor, points: Tensor, x: Tensor) -> Tensor:
