@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ScoreRun", "new_tally"]
 
-# A GPU is through with a batch before Python has said what to do with it. Where there is one, there is memory for larger
-# ones.
-TIMES_ON_GPU = 8
+# A GPU is through with a batch before Python has said what to do with it, so it gets larger ones.
+TIMES_ON_GPU = 4
 # Rows of a row group of a Parquet file.
 ROW_GROUP = 1 << 17
 

@@ -8,11 +8,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble, stacked
-from vae_anomaly.memory import keep_freed_memory
+from vae_anomaly.memory import fits, keep_freed_memory
 from vae_anomaly.products import multiplied
 from vae_anomaly.scratch import blocks
 from vae_anomaly.vae import VAE
@@ -170,6 +171,7 @@ def _map_blocks(
     keep_freed_memory()
     ensemble, device = ensemble.told(complete=not holed, imputation_steps=IMPUTATION_STEPS * holed), ensemble.device
     eps, shared, n_rows = eps.to(device), encoded.ndim == 2, encoded.shape[-2]
+    rows = _on_gpu(encoded, device) if device.type == "cuda" else encoded
 
     def kept(values: Any, span: _Span) -> Any:
         if isinstance(values, tuple):
@@ -179,7 +181,7 @@ def _map_blocks(
 
     @torch.no_grad()
     def whole(span: _Span) -> Any:
-        x = _block(encoded, span).to(device)
+        x = _block(rows, span).to(device)
         dims = (None if shared else 0, None)
         return kept(ensemble.map(function, x, eps, in_dims=dims, together=together), span)
 
@@ -211,10 +213,19 @@ def _by_members(members: Sequence[VAE], eps: Tensor, function: RowFunction, few:
     return (stacked(list(itertools.islice(results, len(members)))) for _ in few)
 
 
-def _block(encoded: NDArray[np.float32], span: _Span) -> Tensor:
+def _on_gpu(encoded: NDArray[np.float32], device: torch.device) -> NDArray[np.float32] | Tensor:
+    """All rows, if they fit: each copy waits until the GPU is through with all that it has been told before."""
+    if not fits(encoded.nbytes, device):
+        return encoded
+    return torch.from_numpy(encoded if encoded.flags.writeable else encoded.copy()).to(device)
+
+
+def _block(encoded: NDArray[np.float32] | Tensor, span: _Span) -> Tensor:
     """The rows of a block: where there are fewer, zeros follow."""
     block = encoded[..., span.start : span.start + span.size, :]
     missing = span.size - block.shape[-2]
+    if isinstance(block, Tensor):
+        return F.pad(block, (0, 0, 0, missing))
     if missing:
         padding = np.zeros((*block.shape[:-2], missing, block.shape[-1]), dtype=np.float32)
         block = np.concatenate([block, padding], axis=-2)
