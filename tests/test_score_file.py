@@ -12,6 +12,7 @@ from vae_anomaly import score_file
 from vae_anomaly.data import batches, csv_blocks, read
 from vae_anomaly.data.batches import open_batches
 from vae_anomaly.detector import VAEDetector, load
+from vae_anomaly.errors import DataError
 from vae_anomaly.predictions import predict_table
 
 
@@ -342,3 +343,13 @@ def test_a_row_without_an_end(monkeypatch, tmp_path):
     (tmp_path / "x").write_bytes(b'1,"2\n' + b"3,4\n" * 5000)
     with (tmp_path / "x").open("rb") as file, pytest.raises(ValueError, match="If a quoted cell does not end"):
         list(csv_blocks.blocks_of_rows(file, csv_blocks.RowEnds(","), "x.csv", 1000))
+
+
+def test_ids_in_a_column_of_the_predictions_name_are_refused(model):
+    source = save(rows().rename(columns={"pump": "p_value"}), "new.csv")
+    scoring = score_file.ScoreRun(load(model, device="cpu"), open_batches(source, id="p_value", drop=["machine"]))
+    with pytest.raises(
+        DataError, match=r"new\.csv: the column of ids is called 'p_value', as is one of the predictions"
+    ):
+        scoring.to_file("scores.csv", ".csv", task={})
+    assert os.listdir() == ["new.csv"]

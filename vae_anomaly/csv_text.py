@@ -42,7 +42,7 @@ def csv_rows(frame: pd.DataFrame) -> bytes:
     """
     if frame.empty:
         return b""
-    cells = [_cells(frame[name]) for name in frame]
+    cells = [_cells(values) for _, values in frame.items()]
     cells[-1] = pc.binary_join_element_wise(cells[-1], NOTHING, LINE_END, null_handling="replace", null_replacement="")
     lines = pc.binary_join_element_wise(*cells, COMMA, null_handling="replace", null_replacement="")
     return b"".join(_bytes(chunk) for chunk in (lines.chunks if isinstance(lines, pa.ChunkedArray) else [lines]))

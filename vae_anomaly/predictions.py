@@ -250,14 +250,18 @@ def predicted(
         else:
             scores, tops = detector.anomaly_score(named), (pa.nulls(len(scorable), pa.string()),) * 2
         others = {name: detector.anomaly_score(named, score_name=name) for name in score_names}
-    table = _judged(detector, np.where(scorable, scores, np.nan), scorable, groups_of(detector, data), together)
-    table.insert(0, data.id_name, data.ids)
-    for name, texts in zip(("top_features", "top_contributions"), tops, strict=True):
-        table[name] = _as_text(texts)
-    for name, values in others.items():
-        table[name] = np.where(scorable, values, np.nan)
-    table["reason"] = _as_text(_texts_where(~scorable, aligned.reasons))
-    return table, aligned if isinstance(data, Data) else aligned._replace(X=None)
+    # Columns that are added to a table one by one cost as much as what stands in them.
+    columns = _judged(detector, np.where(scorable, scores, np.nan), scorable, groups_of(detector, data), together)
+    columns |= dict(zip(("top_features", "top_contributions"), map(_as_text, tops), strict=True))
+    columns |= {name: np.where(scorable, values, np.nan) for name, values in others.items()}
+    columns["reason"] = _as_text(_texts_where(~scorable, aligned.reasons))
+    if data.id_name in columns:
+        raise DataError(
+            f"{data.name}: the column of ids is called {data.id_name!r}, as is one of the predictions. Rename it."
+        )
+    return pd.DataFrame({data.id_name: data.ids, **columns}), aligned if isinstance(data, Data) else aligned._replace(
+        X=None
+    )
 
 
 def _judged(
@@ -266,31 +270,33 @@ def _judged(
     scorable: NDArray[np.bool_],
     groups: pd.Series | None,
     together: bool,
-) -> pd.DataFrame:
-    table = pd.DataFrame({"anomaly_score": scores})
-    table["p_value"] = detector.p_values_of(scores, groups)
+) -> dict[str, Any]:
+    """Columns of the score and of the verdict."""
+    columns = {"anomaly_score": scores, "p_value": detector.p_values_of(scores, groups)}
     if together:
-        return table
+        return columns
     thresholds = detector.thresholds_of(groups, len(scores))
-    table["threshold"] = np.where(scorable, thresholds, np.nan)
-    return _flagged(table, scores > thresholds, scorable, _rule(detector, groups))
+    columns["threshold"] = np.where(scorable, thresholds, np.nan)
+    return columns | _flagged(scores > thresholds, scorable, _rule(detector, groups))
 
 
 def flagged_together(table: pd.DataFrame, counts: PValueCounts, fdr: float) -> pd.DataFrame:
     """``table`` with the verdict on its rows, of those whose p-values were counted."""
     upto = table.columns.get_loc("p_value") + 1
-    head, tail = table.iloc[:, :upto].copy(), table.iloc[:, upto:]
-    head["adjusted_p_value"] = counts.adjusted(head["p_value"])
-    flagged, scorable = (head["adjusted_p_value"] <= fdr).to_numpy(), head["p_value"].notna().to_numpy()
-    return pd.concat([_flagged(head, flagged, scorable, f"benjamini_hochberg fdr={fdr:g}"), tail], axis=1)
+    head, tail = table.iloc[:, :upto], table.iloc[:, upto:]
+    adjusted, scorable = counts.adjusted(head["p_value"]), head["p_value"].notna().to_numpy()
+    verdict = _flagged(adjusted <= fdr, scorable, f"benjamini_hochberg fdr={fdr:g}")
+    return pd.concat([head.assign(adjusted_p_value=adjusted, **verdict), tail], axis=1)
 
 
 def _flagged(
-    table: pd.DataFrame, flagged: NDArray[np.bool_], scorable: NDArray[np.bool_], rule: str | NDArray[np.object_]
-) -> pd.DataFrame:
-    table["is_anomaly"] = pd.arrays.IntegerArray((scorable & flagged).astype(np.int64), ~scorable)
-    table["rule"] = _as_text(_texts_where(scorable & flagged, rule))
-    return table
+    flagged: NDArray[np.bool_], scorable: NDArray[np.bool_], rule: str | NDArray[np.object_]
+) -> dict[str, Any]:
+    """Columns of the verdict."""
+    return {
+        "is_anomaly": pd.arrays.IntegerArray((scorable & flagged).astype(np.int64), ~scorable),
+        "rule": _as_text(_texts_where(scorable & flagged, rule)),
+    }
 
 
 def groups_of(detector: "VAEDetector", data: "Data | Images") -> pd.Series | None:
@@ -395,5 +401,5 @@ def _texts_where(chosen: NDArray[np.bool_], texts: str | NDArray[np.object_]) ->
     return pa.array(texts, pa.large_string(), mask=~chosen)
 
 
-def _as_text(texts: pa.Array) -> "pd.Series[Any]":
-    return pd.Series(pd.array(texts, dtype="str"))
+def _as_text(texts: pa.Array) -> Any:
+    return pd.array(texts, dtype="str")

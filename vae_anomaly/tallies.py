@@ -57,7 +57,7 @@ class Tally:
         self.p_values.add(table["p_value"])
         self.low.add(table["anomaly_score"])
         if self.fdr is None:
-            self.above += int(table["is_anomaly"].fillna(0).sum())
+            self.above += int(table["is_anomaly"].sum())
 
     @property
     def flagged(self) -> int:
