@@ -12,7 +12,7 @@ from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.scores import SCORES, scores_for
 from vae_anomaly.scoring import SMALL_BATCHES, map_rows
 
-N_ROWS = 150
+N_ROWS = 530
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def test_small_blocks_are_tried_beside_the_usual_one_as_it_is_used(ensemble, eps
     np.testing.assert_array_equal(map_rows(ensemble, eps, function, rows[:5], again=True), wanted[:5])
 
 
-@pytest.mark.parametrize("n_rows", [1024, 1025, 1100, 1536, 1537])
-def test_rows_that_are_left_over_come_in_small_blocks(n_rows, ensemble, eps, rng):
-    rows, sizes = rng.normal(size=(n_rows, 5)).astype(np.float32), []
+@pytest.mark.parametrize("left_over", [0, 1, 76, 513, 1537])
+def test_rows_that_are_left_over_come_in_small_blocks(left_over, ensemble, eps, rng):
+    rows, sizes = rng.normal(size=(scoring.SCORING_BATCH + left_over, 5)).astype(np.float32), []
 
     def watched(vae, x, eps):
         sizes.append(len(x))
@@ -86,8 +86,8 @@ def test_rows_that_are_left_over_come_in_small_blocks(n_rows, ensemble, eps, rng
     np.testing.assert_array_equal(map_rows(ensemble, eps, watched, rows, again=True), rows[:, 0])
     sizes.clear()
     map_rows(ensemble, eps, watched, rows, again=True)
-    left_over = {1024: [], 1025: [SMALL_BATCHES[0]], 1100: [128], 1536: 4 * [128], 1537: [1024]}[n_rows]
-    wanted = [1024, *left_over]
+    small = {0: [], 1: [SMALL_BATCHES[0]], 76: [128], 513: 2 * [512], 1537: 4 * [512]}[left_over]
+    wanted = [scoring.SCORING_BATCH, *small]
     assert sorted(sizes, reverse=True) == sorted(2 * wanted, reverse=True)
 
 

@@ -23,15 +23,16 @@ __all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "has_
 
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
-SCORING_BATCH = 1024
+SCORING_BATCH = 2048
 # A GPU takes as long for a block of the size above as for one of this size.
 GPU_BATCH = 8192
 # A few rows alone come in a smaller block, where that gives the same bits; tried the first time. In the smallest ones
 # all members come at once.
-SMALL_BATCHES = (4, 8, 32, 128)
+SMALL_BATCHES = (4, 8, 32, 128, 512)
 TOGETHER = (4, 8, 32)
-# How many of each size are tried.
-TRIALS = 8
+# How many rows are tried of each size, in blocks of it, or in one.
+TRIED = 128
+MAX_TRIALS = 8
 # More blocks of them cost as much as a whole one.
 MAX_SMALL = 4
 # Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for
@@ -256,7 +257,7 @@ def _small_batches(
             return _map_blocks(ensemble, eps, function, some, blocks, holed=holed, together=together)
 
         def works(size: int) -> bool:
-            every = math.ceil(len(rows) / (TRIALS * size))
+            every = math.ceil(len(rows) / max(size, min(TRIED, MAX_TRIALS * size)))
             return _same(found(np.ascontiguousarray(rows[::every]), size), _every(wanted, every))
 
         wanted = found(rows, usual)
