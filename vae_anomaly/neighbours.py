@@ -130,18 +130,25 @@ def _nearest_group(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor |
         constant = half_squared_lengths(points[tile], counted.T) if lengths is None else lengths[tile, None]
         return torch.addmm(constant, points[tile], x.T, alpha=-1.0)
 
-    size = max(1, MAX_DISTANCES // len(x) // GROUP) * GROUP
-    tiles = (slice(start, start + size) for start in range(0, len(points), size))
-    return _least_of_all(torch.cat([_grouped(rest(tile), GROUP).amin(dim=1) for tile in tiles]))
+    size, n_groups = max(1, MAX_DISTANCES // len(x) // GROUP), -(-len(points) // GROUP)
+    found = (
+        _grouped(rest(slice(start * GROUP, (start + size) * GROUP)), GROUP).amin(dim=1)
+        for start in range(0, n_groups, size)
+    )
+    if n_groups * len(x) <= MIN_GROUPED:
+        return torch.cat(list(found)).argmin(dim=0)
+    # In place of a list that is joined and then padded, which would be there three times.
+    least = x.new_full((n_groups + -n_groups % GROUPS, len(x)), torch.inf)
+    for start, part in zip(range(0, n_groups, size), found, strict=True):
+        least[start : start + len(part)] = part
+    return _least_of_all(least)
 
 
-def _least_of_all(rest: Tensor) -> Tensor:
+def _least_of_all(least: Tensor) -> Tensor:
     """Row of the least of each column: first the ``GROUPS`` rows that hold it, for the same reason."""
-    if rest.numel() <= MIN_GROUPED:
-        return rest.argmin(dim=0)
-    groups = _grouped(rest, GROUPS)
+    groups = _grouped(least, GROUPS)
     best = groups.amin(dim=1).argmin(dim=0)
-    columns = torch.arange(rest.shape[1], device=rest.device)
+    columns = torch.arange(least.shape[1], device=least.device)
     return best * GROUPS + groups[best, :, columns].argmin(dim=1)
 
 
