@@ -1,14 +1,15 @@
 import copy
+import itertools
 import pickle
 
 import pytest
 import torch
 
-from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.ensemble import Ensemble, stacked
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks
 from vae_anomaly.neighbours import half_squared_lengths
 from vae_anomaly.priors import PRIORS
-from vae_anomaly.scores import SCORES, scores_for
+from vae_anomaly.scores import SCORES, scores_for, with_shares
 from vae_anomaly.vae import VAE, Terms
 
 
@@ -115,13 +116,14 @@ def test_scores_for_all_members_are_those_of_each(name, holes, prior, likelihood
     x, eps = torch.rand(3, 7, 5, generator=generator), torch.randn(4, 1, 2, generator=generator)
     x[torch.rand(x.shape, generator=generator) < holes] = torch.nan
     ensemble = ensemble.told(complete=not holes, imputation_steps=2 if holes else 0)
-    function = SCORES[name].function
+    functions = SCORES[name].function, with_shares(SCORES[name])
+    assert all(hasattr(function, "for_all_members") for function in functions)
     with torch.no_grad():
-        for own, dim in ((x, 0), (x[0], None)):
+        for function, (own, dim) in itertools.product(functions, ((x, 0), (x[0], None))):
             found = ensemble.map(function, own, eps, in_dims=(dim, None), together=True)
             members = ensemble.views()
             wanted = [function(vae, own if dim is None else own[index], eps) for index, vae in enumerate(members)]
-            torch.testing.assert_close(found, torch.stack(wanted))
+            torch.testing.assert_close(found, stacked(wanted))
 
 
 def test_what_an_ensemble_is_told_does_not_reach_views_that_were_made_before(make_vae):

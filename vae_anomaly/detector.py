@@ -53,9 +53,9 @@ from vae_anomaly.scores import (
     REFERENCES,
     SCORES,
     Score,
-    score_and_shares,
     scores_for,
     shares,
+    with_shares,
 )
 from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, block_size, by_blocks, has_holes, map_folds, map_rows
 from vae_anomaly.scratch import blocks, on_disk
@@ -933,12 +933,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return score.function
 
     def _explained_function(self, score: Score) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-        with_shares = _with_shares(score)
         if isinstance(self.schema_, TileSchema):
-            return self.schema_.explained_function(score.function, with_shares)
+            return self.schema_.explained_function(score.function, with_shares(score))
         if isinstance(self.schema_, FeatureSchema):
             return self.schema_.explained_function(score.function)
-        return with_shares
+        return with_shares(score)
 
     def _share_function(self, score: Score) -> Callable[..., torch.Tensor]:
         if isinstance(self.schema_, FeatureSchema | TileSchema):
@@ -1008,12 +1007,6 @@ def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:
 def _nameless(n_columns: int) -> pd.Index:
     """Names of the columns of an array, made once: for a row it takes longer than to encode it."""
     return pd.Index([f"x{index}" for index in range(n_columns)])
-
-
-@functools.cache
-def _with_shares(score: Score) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """The same function each time, so that what is found out about it is known."""
-    return functools.partial(score_and_shares, score)
 
 
 def _is_empty(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:

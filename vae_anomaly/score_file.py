@@ -35,12 +35,14 @@ TIMES_ON_GPU = 4
 ROW_GROUP = 1 << 17
 
 OnRows = Callable[[int], None]
+Encoder = Callable[[pd.DataFrame], bytes]
 
 
 class _Scored(NamedTuple):
-    """Predictions of a batch, and the place after it."""
+    """Predictions of a batch, as they are written, too, and the place after it."""
 
     table: pd.DataFrame
+    content: bytes
     without_group: int
     after: Place
 
@@ -126,14 +128,14 @@ class ScoreRun:
             tally.restore(notes, arrays)
         # Rows that are judged together have to wait for the last one, and a Parquet file can't be gone on with.
         drafted = self.fdr is not None or format == ".parquet"
-        encode = _draft if drafted else _ENCODERS[format]
+        text = _DRAFT if drafted else _TEXTS[format]
         try:
-            with closing(self._scored(start)) as scored:
+            with closing(self._scored(start, text.rows)) as scored:
                 for batch in scored:
-                    first = tally.rows == 0
+                    content = batch.content if tally.rows else text.header(batch.table) + batch.content
                     tally.add(batch.table, batch.without_group)
                     plain, counts = tally.state()
-                    partial.append(encode(batch.table, first), {**plain, "place": batch.after}, counts)
+                    partial.append(content, {**plain, "place": batch.after}, counts)
                     self._tell(tally.rows)
         except DataError:
             # Whoever corrects the data has other data then.
@@ -156,39 +158,40 @@ class ScoreRun:
 
     def to_stream(self, stream: IO[bytes]) -> Tally:
         """Write the predictions to a stream, as CSV, batch by batch; with ``fdr`` after the last one."""
-        tally = new_tally(self.detector, self.fdr)
-        with closing(self._scored(START)) as scored, _drafting(self.fdr is not None) as draft:
+        tally, text = new_tally(self.detector, self.fdr), _TEXTS[".csv"] if self.fdr is None else _DRAFT
+        with closing(self._scored(START, text.rows)) as scored, _drafting(self.fdr is not None) as draft:
             for batch in scored:
-                first = tally.rows == 0
+                content = batch.content if tally.rows else text.header(batch.table) + batch.content
                 tally.add(batch.table, batch.without_group)
                 if draft is None:
-                    stream.write(_csv(batch.table, first))
+                    stream.write(content)
                     stream.flush()
                 else:
-                    draft.write(_draft(batch.table, first))
+                    draft.write(content)
                 self._tell(tally.rows)
             if draft is not None:
                 draft.seek(0)
-                _write_csv(self._final(draft, tally), stream)
+                _TEXTS[".csv"].write(self._final(draft, tally), stream)
         return tally
 
     def _tell(self, n_rows: int) -> None:
         if self.on_rows is not None:
             self.on_rows(n_rows)
 
-    def _scored(self, start: Place) -> Generator[_Scored, None, None]:
+    def _scored(self, start: Place, encode: Encoder) -> Generator[_Scored, None, None]:
         times = TIMES_ON_GPU if self.detector.ensemble_.device.type == "cuda" else 1
         batches = self.batches.read(self._known.columns, numbers=self._known.numbers, start=start, times=times)
         # Each batch by a thread of its own, so that no processor waits while another one encodes or writes texts.
-        return stream(self._score, batches)
+        return stream(functools.partial(self._score, encode), batches)
 
-    def _score(self, batch: Batch) -> _Scored:
+    def _score(self, encode: Encoder, batch: Batch) -> _Scored:
         detector, (data, after) = self.detector, batch
         table, _ = predicted(
             detector, data, score_names=self.score_names, n_top=self.n_top, together=self.fdr is not None
         )
         groups = groups_of(detector, data)
-        return _Scored(table, 0 if groups is None else int((~has_group(detector, groups)).sum()), after)
+        without_group = 0 if groups is None else int((~has_group(detector, groups)).sum())
+        return _Scored(table, encode(table), without_group, after)
 
     def _final(self, draft: IO[bytes], tally: Tally) -> Iterator[pd.DataFrame]:
         """Finished predictions from drafts."""
@@ -205,26 +208,42 @@ def new_tally(detector: "VAEDetector", fdr: float | None) -> Tally:
     return Tally(LowScores(detector.calibration_scores_), fdr)
 
 
-def _csv(table: pd.DataFrame, first: bool) -> bytes:
-    return (csv_header(table) if first else b"") + csv_rows(table)
-
-
-def _packed(table: pd.DataFrame, first: bool) -> bytes:
+def _packed(content: bytes) -> bytes:
     """A whole gzip file; such files may follow each other in one."""
     packed = io.BytesIO()
     # Without a name and a time in its header the file depends on the rows alone.
     with gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as file:
-        file.write(_csv(table, first))
+        file.write(content)
     return packed.getvalue()
 
 
-def _draft(table: pd.DataFrame, first: bool) -> bytes:
+def _draft(table: pd.DataFrame) -> bytes:
     """A whole Arrow stream; :func:`_drafts` reads one after the other."""
     rows = pa.Table.from_pandas(table, preserve_index=False)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write_table(rows)
     return bytes(sink.getvalue())
+
+
+class _Text(NamedTuple):
+    """What stands before the rows of the first table, and those of each."""
+
+    header: Encoder
+    rows: Encoder
+
+    def write(self, tables: Iterator[pd.DataFrame], file: IO[bytes]) -> None:
+        """All of the tables as one."""
+        for index, table in enumerate(tables):
+            file.write(b"" if index else self.header(table))
+            file.write(self.rows(table))
+
+
+_DRAFT = _Text(lambda table: b"", _draft)
+_TEXTS = {
+    ".csv": _Text(csv_header, csv_rows),
+    ".csv.gz": _Text(lambda table: _packed(csv_header(table)), lambda table: _packed(csv_rows(table))),
+}
 
 
 def _drafts(file: IO[bytes]) -> Iterator[pd.DataFrame]:
@@ -244,16 +263,6 @@ def _drafting(needed: bool) -> Iterator[IO[bytes] | None]:
         return
     with tempfile.TemporaryFile(prefix="vae-anomaly-") as file:
         yield file
-
-
-def _write_csv(tables: Iterator[pd.DataFrame], file: IO[bytes]) -> None:
-    for index, table in enumerate(tables):
-        file.write(_csv(table, index == 0))
-
-
-def _write_csv_gz(tables: Iterator[pd.DataFrame], file: IO[bytes]) -> None:
-    for index, table in enumerate(tables):
-        file.write(_packed(table, index == 0))
 
 
 def _write_parquet(tables: Iterator[pd.DataFrame], file: IO[bytes]) -> None:
@@ -281,9 +290,7 @@ def _row_groups(tables: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         yield pd.concat(waiting, ignore_index=True)
 
 
-_ENCODERS: dict[str, Callable[[pd.DataFrame, bool], bytes]] = {".csv": _csv, ".csv.gz": _packed}
 _WRITERS: dict[str, Callable[[Iterator[pd.DataFrame], IO[bytes]], None]] = {
-    ".csv": _write_csv,
-    ".csv.gz": _write_csv_gz,
+    **{format: text.write for format, text in _TEXTS.items()},
     ".parquet": _write_parquet,
 }

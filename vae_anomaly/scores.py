@@ -7,9 +7,10 @@ whereas the arithmetic mean of densities would let one over-confident member spe
 the shares that :func:`shares` gives to each entry still sum to the score.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,10 +44,10 @@ __all__ = [
     "novelty",
     "reconstruction_error",
     "reconstruction_probability",
-    "score_and_shares",
     "scores_for",
     "shares",
     "typicality",
+    "with_shares",
 ]
 
 # Twice what the least likely value of a binary column costs: next to impossible, and not more than that.
@@ -56,10 +57,11 @@ MAX_NATS = 20.0
 NEARBY_SHARE = 0.75
 
 ScoreFunction = Callable[[VAE, Tensor, Tensor], Tensor]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def for_all_members(function: ScoreFunction) -> ScoreFunction:
-    """Mark a score that needs no :func:`torch.func.vmap`: it takes a VAE that is all members of an ensemble, too.
+def for_all_members(function: F) -> F:
+    """Mark a score or its parts that need no :func:`torch.func.vmap`: it takes a VAE that is all members, too.
 
     Samples, and what is returned, then have an axis over the members before that over the samples (``Ensemble.joint``).
     """
@@ -185,6 +187,7 @@ def novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return _sum(vae, _novelty_entries(vae, x, eps))
 
 
+@for_all_members
 def _novelty_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     n_entries = math.prod(vae.event_shape)
     unexplained, unseen = (
@@ -246,6 +249,7 @@ def _squared_errors(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return torch.where(missing, vae.missing_error, error)
 
 
+@for_all_members
 def _neg_log_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return -vae.entries(vae.decode(vae.encode(x).mean), x)
 
@@ -312,13 +316,22 @@ def shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return total
 
 
-def score_and_shares(score: Score, vae: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Score of each sample and the :func:`shares` in it, in one pass where the shares are the whole of the score."""
+@functools.cache
+def with_shares(score: Score) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Score of each sample and the :func:`shares` in it, in one pass where the shares are the whole of the score.
+
+    The same function each time, so that what is found out about it is known.
+    """
+    entries = score.entries
     # Those of images find their score without a map, and the sum of the map differs from it in the last digits.
-    if score.entries is not None and score.complete and not score.images:
-        entries = score.entries(vae, x, eps)
-        return _sum(vae, entries), entries
-    return score.function(vae, x, eps), shares(score, vae, x, eps)
+    if entries is None or not score.complete or score.images:
+        return lambda vae, x, eps: (score.function(vae, x, eps), shares(score, vae, x, eps))
+
+    def function(vae: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        found = entries(vae, x, eps)
+        return _sum(vae, found), found
+
+    return for_all_members(function) if hasattr(entries, "for_all_members") else function
 
 
 def usual_entries(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
