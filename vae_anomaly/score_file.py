@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ScoreRun", "new_tally"]
 
 # A GPU is through with a batch before Python has said what to do with it, so it gets larger ones.
-TIMES_ON_GPU = 4
+TIMES_ON_GPU = 8
 # Rows of a row group of a Parquet file.
 ROW_GROUP = 1 << 17
 

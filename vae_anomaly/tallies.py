@@ -48,10 +48,11 @@ class Tally:
 
     def add(self, table: pd.DataFrame, without_group: int = 0) -> None:
         """Count the rows of a part."""
-        reasons = table["reason"].dropna()
+        n_reasons = int(table["reason"].count())
         self.rows += len(table)
-        self.scored += len(table) - len(reasons)
-        self.first_reason = self.first_reason or (reasons.iloc[0] if len(reasons) else "")
+        self.scored += len(table) - n_reasons
+        if n_reasons and not self.first_reason:
+            self.first_reason = table["reason"].dropna().iloc[0]
         self.without_group += without_group
         self.whole_ids &= pd.api.types.is_integer_dtype(table.iloc[:, 0].dtype)
         self.p_values.add(table["p_value"])
