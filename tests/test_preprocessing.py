@@ -437,3 +437,12 @@ def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(values_at_once, r
     for bad, row in itertools.product((np.inf, -np.inf), (7, 250)):
         with pytest.raises(CellError, match=rf"row {row + 1}, column 'b': -?inf is not finite"):
             schema.encode(frame.assign(b=frame["b"].where(frame.index != row, bad)))
+
+
+@pytest.mark.parametrize("n_rows", [1, 8, 9, 40])
+def test_many_columns_are_encoded_as_each_alone(n_rows, rng, monkeypatch):
+    monkeypatch.setattr(preprocessing, "COLUMNS_AT_ONCE", 4)
+    frame = pd.DataFrame(rng.normal(size=(60, 11)), columns=list("abcdefghijk")).mask(rng.random((60, 11)) < 0.1)
+    schema = Schema.infer(frame, rank_share=0.15)
+    alone = [schema.columns[index].alone.encode(frame.to_numpy()[:n_rows, [index]]) for index in range(11)]
+    np.testing.assert_array_equal(schema.encode(frame[:n_rows]), np.concatenate(alone, axis=1).astype(np.float32))

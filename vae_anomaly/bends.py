@@ -11,8 +11,9 @@ __all__ = ["PiecewiseLinear"]
 Floats = NDArray[np.float64]
 
 # Cells of equal width between the first and the last knot of a column, by which a value's place is looked up; most hold
-# one knot or none.
-N_CELLS = 2048
+# one knot or none. Of many columns, fewer.
+MAX_CELLS, MIN_CELLS = 2048, 64
+MAX_CELLS_IN_ALL = 1 << 20
 # Places are sound by the way that they are found; NumPy takes half as long again to say so.
 UNCHECKED: Final = "clip"
 
@@ -38,37 +39,43 @@ class PiecewiseLinear:
     def __init__(self, knots: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> None:
         pairs = zip(knots, values, strict=True)
         self._maps = [(np.array(own, dtype=float), np.array(at, dtype=float)) for own, at in pairs]
+        self._n_cells = max(MIN_CELLS, min(MAX_CELLS, MAX_CELLS_IN_ALL // max(1, len(knots))))
         self._first, self._per_unit = self._grid()
-        cells = [self._cells(own, column) for column, (own, _) in enumerate(self._maps)]
-        counts = np.array([np.bincount(own, minlength=N_CELLS) for own in cells], dtype=np.intp).reshape(-1, N_CELLS)
+        counts = np.zeros((len(knots), self._n_cells), dtype=np.intp)
+        for column, (own, _) in enumerate(self._maps):
+            counts[column] = np.bincount(self._cells(own, column), minlength=self._n_cells)
         fullest = int(counts.max(initial=0))
         # Halves of the fullest cell, largest first.
         self._strides = [2**power for power in reversed(range(fullest.bit_length()))]
         # Whatever the strides add up to, the knots that they lead to are those of the same column, or infinite.
         width = 2 + max(map(len, knots), default=0) + fullest * 2
-        starts = np.arange(len(knots))[:, None] * width
-        self._starts, self._cell_starts = starts.T, np.arange(len(knots)) * N_CELLS
-        self._before = (counts.cumsum(axis=1) - counts + starts).ravel()
-        self._knots = np.full((len(knots), width), np.inf)
-        # A value's place is 0 before the first knot, 1 behind it, and so on: slope, and the point that it starts at.
-        self._slope, self._left, self._below = (np.zeros((len(knots), width)) for _ in range(3))
+        starts, self._cell_starts = (np.arange(len(knots)) * size for size in (width, self._n_cells))
+        self._before = (counts.cumsum(axis=1) - counts + starts[:, None]).ravel()
+        self._fill_tables(width)
+
+    def _fill_tables(self, width: int) -> None:
+        """Knots, and by the place of a value, 0 before the first knot and 1 behind it: slope, and where it starts."""
+        shape = len(self._maps), width
+        self._knots = np.full(shape, np.inf)
+        self._slope, self._left, self._below = (np.zeros(shape) for _ in range(3))
+        # Where a slope or a gap is infinite, sums need cases of their own.
+        self._plain = True
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             for column, (own, at) in enumerate(self._maps):
                 if len(own):
+                    gaps, between = np.diff(own), slice(1, len(own))
                     self._knots[column, 1 : len(own) + 1] = own
-                    self._slope[column, 1 : len(own)] = np.diff(at) / np.diff(own)
-                    self._left[column, 1 : len(own)] = own[:-1]
+                    self._slope[column, between] = np.diff(at) / gaps
+                    self._left[column, between] = own[:-1]
                     self._below[column, : len(own) + 1] = np.concatenate([at[:1], at])
-            # Where a slope or a gap is infinite, sums need cases of their own.
-            gaps = (np.diff(own) for own, _ in self._maps)
-            self._plain = bool(np.isfinite(self._slope).all()) and all(bool(np.isfinite(gap).all()) for gap in gaps)
+                    self._plain &= bool(np.isfinite(gaps).all() and np.isfinite(self._slope[column]).all())
 
     def _grid(self) -> tuple[Floats, Floats]:
         """First knot of each column, and cells per unit."""
         first = np.array([own[0] if len(own) else 0.0 for own, _ in self._maps])
         last = np.array([own[-1] if len(own) else 0.0 for own, _ in self._maps])
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            per_unit = N_CELLS / (last - first)
+            per_unit = self._n_cells / (last - first)
         # All of a column that is too narrow or too wide for numbers is in one cell.
         return first, np.where(np.isfinite(per_unit), per_unit, 0.0)
 
@@ -79,7 +86,7 @@ class PiecewiseLinear:
             cells *= self._per_unit[column]
         # These pass over NaN.
         np.fmax(cells, 0.0, out=cells)
-        np.fmin(cells, N_CELLS - 1, out=cells)
+        np.fmin(cells, self._n_cells - 1, out=cells)
         return cells.astype(np.intp)
 
     @property

@@ -30,8 +30,11 @@ UNSEEN = -2.0
 MAX_KNOTS = 100
 # float32 squares of larger numbers, divided by a squared scale, would overflow.
 MAX_SCALED = 1e6
-# Values that are encoded while they are in the cache.
+# Values, and columns, that are encoded while they are in the cache, and so is what was learned of these columns.
 VALUES_AT_ONCE = 1 << 15
+COLUMNS_AT_ONCE = 64
+# Up to so many rows, a call for each part of the columns takes longer than what it does.
+FEW_ROWS = 8
 
 REMARKS = {
     "empty": "no value in the training rows: ignored",
@@ -138,12 +141,23 @@ class Reals:
         if np.isinf(floats).any():
             for column, place in zip(self.columns, places, strict=True):
                 _refuse_infinite(column.name, floats[:, place])
-        encoded = np.empty((len(floats), len(places)), dtype=np.float32)
-        size = max(1, VALUES_AT_ONCE // max(1, len(places)))
-        for first in range(0, len(floats), size):
-            rows = slice(first, first + size)
-            encoded[rows] = self.encode(floats[rows, places])
+        encoded, start = np.empty((len(floats), len(places)), dtype=np.float32), 0
+        for part in [self] if len(floats) <= FEW_ROWS else self._parts:
+            own = slice(start, start + len(part.columns))
+            size = max(1, VALUES_AT_ONCE // max(1, len(part.columns)))
+            for first in range(0, len(floats), size):
+                rows = slice(first, first + size)
+                encoded[rows, own] = part.encode(floats[rows, places[own]])
+            start = own.stop
         return encoded
+
+    @cached_property
+    def _parts(self) -> list["Reals"]:
+        """A few columns each."""
+        if len(self.columns) <= COLUMNS_AT_ONCE:
+            return [self]
+        starts = range(0, len(self.columns), COLUMNS_AT_ONCE)
+        return [Reals(self.columns[start : start + COLUMNS_AT_ONCE]) for start in starts]
 
 
 class Schema:
