@@ -40,17 +40,26 @@ def of_all_kinds(rng):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_device_encodes_the_bits_of_a_processor(order, rng):
+def test_a_device_encodes_the_bits_of_a_processor(order, rng, monkeypatch):
     frame = of_all_kinds(rng)
     schema = Schema.infer(frame, rank_share=0.15)
     frame.iloc[3, 0], frame.iloc[4, 2], frame.iloc[5, 3] = 1e300, -1e300, frame.iloc[6, 3]
     frame = pd.DataFrame(np.array(frame, order=order), columns=frame.columns)
     # What a GPU would do, by torch on a processor.
     there = encoding._RealsThere(schema.reals, torch.device("cpu"))
-    np.testing.assert_array_equal(schema.encode(frame, there), schema.encode(frame))
+    for values_there in (7 * 50, 10**9):
+        monkeypatch.setattr(encoding, "VALUES_THERE", values_there)
+        np.testing.assert_array_equal(schema.encode(frame, there), schema.encode(frame))
     frame.iloc[7, 1] = -np.inf
-    with pytest.raises(CellError, match="row 8, column 'b': -inf is not finite"):
+    with pytest.raises(encoding._InfiniteError):
         schema.encode(frame, there)
+
+
+def test_a_device_may_have_nothing_to_encode(rng):
+    frame = pd.DataFrame(rng.integers(0, 2, size=(50, 3)) * 1.0)
+    schema = Schema.infer(frame)
+    there = encoding._RealsThere(schema.reals, torch.device("cpu"))
+    np.testing.assert_array_equal(schema.encode(frame, there), schema.encode(frame))
 
 
 @pytest.mark.gpu

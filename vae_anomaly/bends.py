@@ -59,7 +59,7 @@ class PiecewiseLinear:
         self._knots = np.full(shape, np.inf)
         self._slope, self._left, self._below = (np.zeros(shape) for _ in range(3))
         # Where a slope or a gap is infinite, sums need cases of their own.
-        self._plain = True
+        self.plain = True
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             for column, (own, at) in enumerate(self._maps):
                 if len(own):
@@ -68,7 +68,7 @@ class PiecewiseLinear:
                     self._slope[column, between] = np.diff(at) / gaps
                     self._left[column, between] = own[:-1]
                     self._below[column, : len(own) + 1] = np.concatenate([at[:1], at])
-                    self._plain &= bool(np.isfinite(gaps).all() and np.isfinite(self._slope[column]).all())
+                    self.plain &= bool(np.isfinite(gaps).all() and np.isfinite(self._slope[column]).all())
 
     def _grid(self) -> tuple[Floats, Floats]:
         """First knot of each column, and cells per unit."""
@@ -90,17 +90,15 @@ class PiecewiseLinear:
         return cells.astype(np.intp)
 
     @property
-    def tables(self) -> tuple[Floats, Floats, Floats, Floats] | None:
+    def tables(self) -> tuple[Floats, Floats, Floats, Floats]:
         """Of each column: its knots, infinite behind the last one, and by the number of knots that are no larger than a
-        value the slope, and the point where it starts. None where sums need more than these.
+        value the slope, and the point where it starts. Only ``plain`` maps need no more than these.
         """
-        if not self._plain:
-            return None
         return self._knots[:, 1:].copy(), self._slope, self._left, self._below
 
     def __call__(self, values: Floats) -> Floats:
         """Of values of shape (n_rows, n_columns); NaN gives some number."""
-        if not self._plain:
+        if not self.plain:
             return self._one_by_one(values)
         # With values beside each other in two orders, each operation would take twice as long.
         values = np.ascontiguousarray(values)

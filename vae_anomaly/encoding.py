@@ -20,6 +20,8 @@ __all__ = ["encode_rows"]
 
 # Rows of a piece: a thread encodes them in some milliseconds. A GPU would hardly be faster with fewer.
 PIECE = 8_192
+# Numbers that a GPU has at work: some hundred MiB with what is made of them.
+VALUES_THERE = 1 << 23
 
 # Real columns as a device has them.
 _THERE: WeakKeyDictionary[Reals, dict[torch.device, "_RealsThere"]] = WeakKeyDictionary()
@@ -38,8 +40,12 @@ def encode_rows(schema: "Schema | ImageSchema", rows: Any, device: torch.device 
     if not isinstance(schema, Schema) or len(rows) < PIECE:
         return schema.encode(rows)
     device = torch.device(device)
-    if device.type == "cuda" and schema.reals.bends.tables is not None:
-        return schema.encode(rows, _reals_on(device, schema.reals))
+    if device.type == "cuda" and schema.reals.bends.plain:
+        try:
+            return schema.encode(rows, _reals_on(device, schema.reals))
+        except _InfiniteError:
+            # Which cell it is, or that it is in a column that does not count, is said where one can look.
+            return schema.encode(rows)
     if len(rows) < 2 * PIECE:
         return schema.encode(rows)
     encoded = np.empty((len(rows), len(schema.owner)), dtype=np.float32)
@@ -65,14 +71,18 @@ def _reals_on(device: torch.device, reals: Reals) -> "_RealsThere":
     return known[device]
 
 
+class _InfiniteError(Exception):
+    """Some number of a table is infinite."""
+
+
 class _RealsThere:
     """Real columns that a device encodes, operation by operation as a processor does: bits are the same."""
 
     def __init__(self, reals: Reals, device: torch.device) -> None:
-        tables = reals.bends.tables
-        assert tables is not None
-        self.reals, self.device = reals, device
-        self.knots, self.slope, self.left, self.below = (torch.tensor(table, device=device) for table in tables)
+        self.device = device
+        self.knots, self.slope, self.left, self.below = (
+            torch.tensor(table, device=device) for table in reals.bends.tables
+        )
         self.center, self.scale = (
             torch.tensor(values, device=device)[:, None] for values in (reals.center, reals.scale)
         )
@@ -81,14 +91,16 @@ class _RealsThere:
 
     @torch.no_grad()
     def encode_rows(self, floats: NDArray[np.float64], places: Sequence[int]) -> NDArray[np.float32]:
-        """As :meth:`Reals.encode_rows` gives them."""
+        """As :meth:`Reals.encode_rows` gives them, if no number is infinite."""
+        encoded = np.empty((len(floats), len(places)), dtype=np.float32)
+        size = max(1, VALUES_THERE // max(1, floats.shape[1]))
+        chosen = torch.tensor(places, dtype=torch.long, device=self.device)
         with torch.cuda.stream(self.stream):
-            there = _as_tensor(floats).to(self.device)
-            if bool(torch.isinf(there).any()):
-                # Which cell it is, or that it is in none of these columns, is said where one can look.
-                return self.reals.encode_rows(floats, places)
-            numbers = there.T[torch.tensor(places, device=self.device)]
-            encoded: NDArray[np.float32] = self._encoded(numbers).T.contiguous().cpu().numpy()
+            for start in range(0, len(floats), size):
+                there = _as_tensor(floats[start : start + size]).to(self.device)
+                if bool(torch.isinf(there).any()):
+                    raise _InfiniteError
+                encoded[start : start + size] = self._encoded(there.T[chosen]).T.contiguous().cpu().numpy()
         return encoded
 
     def _encoded(self, numbers: Tensor) -> Tensor:
