@@ -565,7 +565,7 @@ def test_outputs_are_untouched_when_a_run_fails_midway(model, monkeypatch, verb,
         Path("out", name).write_text("mine")
     targets = {
         "fit": "vae_anomaly.persistence.save_file",
-        "score": "vae_anomaly.score_file.csv_rows",
+        "score": "vae_anomaly.partial.Partial.append",
         "calibrate": "vae_anomaly.persistence.save_file",
         "report": "vae_anomaly.metrics.pr_table",
         "sample": "vae_anomaly.data.writers.write_table",

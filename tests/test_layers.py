@@ -65,7 +65,8 @@ TABLE = {
         "supply", "vae",
     },
     # Tables and files.
-    "preprocessing": {"errors"},
+    "bends": set(),
+    "preprocessing": {"bends", "errors"},
     "persistence": {"atomic", "errors"},
     "data": {"data.table", "data.tabular"},
     "data.arrow": {"errors"},
