@@ -9,10 +9,10 @@ from tables import TINY, numbers
 from vae_anomaly import neighbours, scoring
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.ensemble import Ensemble
-from vae_anomaly.scores import SCORES, scores_for
+from vae_anomaly.scores import SCORES, light, scores_for, with_shares
 from vae_anomaly.scoring import SMALL_BATCHES, map_rows
 
-N_ROWS = 530
+N_ROWS = 150
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_small_blocks_are_tried_beside_the_usual_one_as_it_is_used(ensemble, eps
     np.testing.assert_array_equal(map_rows(ensemble, eps, function, rows[:5], again=True), wanted[:5])
 
 
-@pytest.mark.parametrize("left_over", [0, 1, 76, 513, 1537])
+@pytest.mark.parametrize("left_over", [0, 1, 76, 512, 513])
 def test_rows_that_are_left_over_come_in_small_blocks(left_over, ensemble, eps, rng):
     rows, sizes = rng.normal(size=(scoring.SCORING_BATCH + left_over, 5)).astype(np.float32), []
 
@@ -86,9 +86,25 @@ def test_rows_that_are_left_over_come_in_small_blocks(left_over, ensemble, eps, 
     np.testing.assert_array_equal(map_rows(ensemble, eps, watched, rows, again=True), rows[:, 0])
     sizes.clear()
     map_rows(ensemble, eps, watched, rows, again=True)
-    small = {0: [], 1: [SMALL_BATCHES[0]], 76: [128], 513: 2 * [512], 1537: 4 * [512]}[left_over]
+    small = {0: [], 1: [SMALL_BATCHES[0]], 76: [128], 512: 4 * [128], 513: [scoring.SCORING_BATCH]}[left_over]
     wanted = [scoring.SCORING_BATCH, *small]
     assert sorted(sizes, reverse=True) == sorted(2 * wanted, reverse=True)
+
+
+def test_light_functions_come_in_larger_blocks(ensemble, eps, rng):
+    rows, sizes = rng.normal(size=(scoring.LIGHT_BATCH + 700, 5)).astype(np.float32), []
+
+    @light
+    def watched(vae, x, eps):
+        sizes.append(len(x))
+        return x[:, 0]
+
+    np.testing.assert_array_equal(map_rows(ensemble, eps, watched, rows), rows[:, 0])
+    assert set(sizes) == {scoring.LIGHT_BATCH}
+    for score in (SCORES["neg_log_px_z"], SCORES["reconstruction_error"]):
+        assert score.function.light
+        assert with_shares(score).light
+    assert not hasattr(with_shares(SCORES["novelty"]), "light")
 
 
 def test_threads_with_different_rows_do_not_disturb_each_other(ensemble, eps, rng):

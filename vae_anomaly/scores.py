@@ -69,11 +69,18 @@ def for_all_members(function: F) -> F:
     return function
 
 
+def light(function: F) -> F:
+    """Mark a score or its parts that take next to no time for a row: one pass through the networks, and no search."""
+    function.light = True  # type: ignore[attr-defined]
+    return function
+
+
 def _sum(vae: VAE, entries: Tensor) -> Tensor:
     """Over the entries of each sample."""
     return entries.flatten(-len(vae.event_shape)).sum(dim=-1)
 
 
+@light
 def reconstruction_error(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""Squared error of the reconstruction, :math:`\sum_i (x_i - E[x_i \mid z])^2` at the posterior mean z.
 
@@ -82,6 +89,7 @@ def reconstruction_error(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return _sum(vae, _squared_errors(vae, x, eps))
 
 
+@light
 @for_all_members
 def neg_log_px_z(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     r"""Reconstruction in nats, :math:`-\log p(x \mid z)` at the posterior mean z; one decoder pass, no sampling."""
@@ -243,12 +251,14 @@ def _parts_of_distance(squares: Tensor) -> Tensor:
     return squares / squares.sum(dim=-1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
+@light
 def _squared_errors(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     missing = torch.isnan(x)
     error = (torch.where(missing, 0.0, x) - vae.decode(vae.encode(x).mean).mean).square()
     return torch.where(missing, vae.missing_error, error)
 
 
+@light
 @for_all_members
 def _neg_log_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return -vae.entries(vae.decode(vae.encode(x).mean), x)
@@ -331,7 +341,9 @@ def with_shares(score: Score) -> Callable[..., tuple[Tensor, Tensor]]:
         found = entries(vae, x, eps)
         return _sum(vae, found), found
 
-    return for_all_members(function) if hasattr(entries, "for_all_members") else function
+    # As its parts are.
+    functools.update_wrapper(function, entries)
+    return function
 
 
 def usual_entries(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:

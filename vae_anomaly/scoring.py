@@ -23,16 +23,17 @@ __all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "has_
 
 # Rows are scored in blocks of this size, the last one padded: with one shape, the arithmetic of a row is the same
 # whichever rows come with it.
-SCORING_BATCH = 2048
+SCORING_BATCH = 1024
+# What is done to a row by a light function takes no longer than Python takes to ask for it, for fewer rows.
+LIGHT_BATCH = 2048
 # A GPU takes as long for a block of the size above as for one of this size.
 GPU_BATCH = 8192
 # A few rows alone come in a smaller block, where that gives the same bits; tried the first time. In the smallest ones
 # all members come at once.
-SMALL_BATCHES = (4, 8, 32, 128, 512)
+SMALL_BATCHES = (4, 8, 32, 128)
 TOGETHER = (4, 8, 32)
-# How many rows are tried of each size, in blocks of it, or in one.
-TRIED = 128
-MAX_TRIALS = 8
+# How many of each size are tried.
+TRIALS = 8
 # More blocks of them cost as much as a whole one.
 MAX_SMALL = 4
 # Large images come in smaller blocks, whose size hangs on the width of a row alone. Some scores draw z 16 times for
@@ -49,9 +50,13 @@ RowFunction = Callable[..., Any]
 _SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool, int], tuple[int, ...]]] = WeakKeyDictionary()
 
 
-def block_size(n_entries: int, n_parts: int = 1, device: torch.device | None = None) -> int:
+def block_size(
+    n_entries: int, n_parts: int = 1, device: torch.device | None = None, function: RowFunction | None = None
+) -> int:
     """Rows of so many entries, each ``n_parts`` samples, that are scored together; on a CPU if none is named."""
-    most = GPU_BATCH if device is not None and device.type == "cuda" else SCORING_BATCH
+    most = LIGHT_BATCH if getattr(function, "light", False) else SCORING_BATCH
+    if device is not None and device.type == "cuda":
+        most = GPU_BATCH
     return max(1, min(most // n_parts, MAX_SCORING_ENTRIES // n_entries))
 
 
@@ -97,7 +102,7 @@ def map_rows(
     a block; bits then hang on it.
     """
     holed = by_blocks(_is_holed, encoded)
-    size = block_size(encoded.shape[1], n_parts, ensemble.device)
+    size = block_size(encoded.shape[1], n_parts, ensemble.device, function)
     size = min(size, at_once or size)
 
     def of(rows: NDArray[np.float32], *, holed: bool) -> Any:
@@ -137,7 +142,7 @@ def map_folds(
     at_once: int | None = None,
 ) -> Any:
     """``function`` of rows of each member's own, shape (n_estimators, n_rows, n_entries): one result from each."""
-    size = block_size(folds.shape[-1], n_parts, ensemble.device)
+    size = block_size(folds.shape[-1], n_parts, ensemble.device, function)
     blocks = _spans(folds.shape[-2], min(size, at_once or size))
     return _map_blocks(ensemble, eps, function, folds, blocks, holed=has_holes(folds))
 
@@ -244,7 +249,7 @@ def _small_batches(
     """
     known, asked = _SMALL.setdefault(ensemble, {}), (function, holed, torch.get_num_threads())
     if asked not in known:
-        usual = block_size(n_entries)
+        usual = block_size(n_entries, function=function)
         rng = np.random.default_rng(0)
         rows = rng.normal(size=(min(SMALL_BATCHES[-1], usual), n_entries)).astype(np.float32)
         between = _between_samples(ensemble, len(rows) // 2)
@@ -257,7 +262,7 @@ def _small_batches(
             return _map_blocks(ensemble, eps, function, some, blocks, holed=holed, together=together)
 
         def works(size: int) -> bool:
-            every = math.ceil(len(rows) / max(size, min(TRIED, MAX_TRIALS * size)))
+            every = math.ceil(len(rows) / (TRIALS * size))
             return _same(found(np.ascontiguousarray(rows[::every]), size), _every(wanted, every))
 
         wanted = found(rows, usual)
