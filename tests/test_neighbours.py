@@ -66,22 +66,29 @@ def test_all_distances_at_once_find_the_same(observed, at_once, generator, monke
     assert torch.equal(_nearest_on_gpu(x * counted, points, counted, lengths), wanted)
 
 
+@pytest.mark.parametrize(("search", "n_rows"), [(nearest, 5), (_nearest_on_gpu, 50)])
 @pytest.mark.parametrize("holed", [False, True])
-def test_a_gpu_looks_for_several_searches_at_once(holed, generator):
-    x, points = torch.randn(3, 50, 4, generator=generator), torch.randn(3, 40, 4, generator=generator)
-    counted = (torch.rand(3, 50 if holed else 1, 4, generator=generator) < 0.7).float()
+def test_several_searches_at_once_find_what_each_finds(holed, search, n_rows, generator):
+    x, points = torch.randn(3, n_rows, 4, generator=generator), torch.randn(3, 40, 4, generator=generator)
+    counted = (torch.rand(3, n_rows if holed else 1, 4, generator=generator) < 0.7).float()
     lengths = None if holed else half_squared_lengths(points, counted.mT).mT
-    found = _nearest_on_gpu(x * counted, points, counted, lengths)
+    found = search(x * counted, points, counted, lengths)
     for own in range(3):
-        assert torch.equal(found[own], nearest(x[own] * counted[own], points[own], counted[own].expand(50, 4)))
-
-
-@pytest.mark.parametrize("holed", [False, True])
-def test_several_searches_at_once_find_what_each_finds(holed, generator):
-    x, points = torch.randn(3, 5, 4, generator=generator), torch.randn(3, 40, 4, generator=generator)
-    counted = (torch.rand(3, 5 if holed else 1, 4, generator=generator) < 0.7).float()
-    lengths = None if holed else half_squared_lengths(points, counted.mT).mT
-    found = nearest(x * counted, points, counted, lengths)
-    for own in range(3):
-        alone = nearest(x[own] * counted[own], points[own], counted[own].expand(5, 4))
+        alone = nearest(x[own] * counted[own], points[own], counted[own].expand(n_rows, 4))
         assert torch.equal(found[own], alone)
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0), (None, 0), (0, None)])
+def test_many_rows_are_looked_for_under_vmap_and_gradients(in_dims, generator, monkeypatch):
+    monkeypatch.setattr(neighbours, "MIN_GROUPED", 100)
+    monkeypatch.setattr(neighbours, "MAX_DISTANCES", 1000)
+    x, points = torch.randn(3, 50, 4, generator=generator), torch.randn(3, 533, 4, generator=generator)
+    some = [value if dim == 0 else value[0] for value, dim in zip((x, points), in_dims, strict=True)]
+    own = zip(*(value if dim == 0 else [value] * 3 for value, dim in zip(some, in_dims, strict=True)), strict=True)
+    wanted = torch.stack([torch.cdist(*pair).argmin(dim=1) for pair in own])
+
+    def distance(x, points):
+        return (x - points[nearest(x, points)]).square().sum()
+
+    assert torch.equal(torch.func.vmap(nearest, in_dims)(*some), wanted)
+    assert torch.func.vmap(torch.func.grad(distance), in_dims)(*some).shape == x.shape

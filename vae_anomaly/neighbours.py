@@ -125,27 +125,26 @@ def _row_by_row(constant: Tensor, points: Tensor, x: Tensor) -> Tensor:
 def _nearest_group(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
     """The group of ``GROUP`` points that holds the nearest one, tile after tile."""
 
-    def rest(tile: slice) -> Tensor:
-        # The same difference, (n_points, n_rows).
+    def least_of(start: int) -> Tensor:
+        # Of the same difference, (n_points, n_rows).
+        tile = slice(start * GROUP, (start + size) * GROUP)
         constant = half_squared_lengths(points[tile], counted.T) if lengths is None else lengths[tile, None]
-        return torch.addmm(constant, points[tile], x.T, alpha=-1.0)
+        return _grouped(torch.addmm(constant, points[tile], x.T, alpha=-1.0), GROUP).amin(dim=1)
 
     size, n_groups = max(1, MAX_DISTANCES // len(x) // GROUP), -(-len(points) // GROUP)
-    found = (
-        _grouped(rest(slice(start * GROUP, (start + size) * GROUP)), GROUP).amin(dim=1)
-        for start in range(0, n_groups, size)
-    )
-    if n_groups * len(x) <= MIN_GROUPED:
-        return torch.cat(list(found)).argmin(dim=0)
-    # In place of a list that is joined and then padded, which would be there three times.
-    least = x.new_full((n_groups + -n_groups % GROUPS, len(x)), torch.inf)
-    for start, part in zip(range(0, n_groups, size), found, strict=True):
-        least[start : start + len(part)] = part
+    first = least_of(0)
+    # A list that is joined and then padded would be there three times. Under vmap, it has to be made of what it holds.
+    least = first.new_full((n_groups + -n_groups % GROUPS, len(x)), torch.inf)
+    least[: len(first)] = first
+    for start in range(size, n_groups, size):
+        least[start : min(start + size, n_groups)] = least_of(start)
     return _least_of_all(least)
 
 
 def _least_of_all(least: Tensor) -> Tensor:
     """Row of the least of each column: first the ``GROUPS`` rows that hold it, for the same reason."""
+    if least.numel() <= MIN_GROUPED:
+        return least.argmin(dim=0)
     groups = _grouped(least, GROUPS)
     best = groups.amin(dim=1).argmin(dim=0)
     columns = torch.arange(least.shape[1], device=least.device)
