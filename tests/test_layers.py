@@ -105,7 +105,7 @@ TABLE = {
         "row_hashes", "features", "pixels", "tails", "thresholds", "tiles", "training", "errors",
     },
     "scoring": {"ensemble", "memory", "products", "scratch", "vae", "workers"},
-    "encoding": {"errors", "preprocessing", "workers"},
+    "encoding": {"errors", "memory", "preprocessing", "workers"},
     "planning": {
         "augment", "features", "likelihoods", "picture", "pixels", "preprocessing", "scores", "scratch", "splitting",
         "training", "vae",

@@ -13,9 +13,9 @@ from vae_anomaly.number_texts import exact_texts
 
 __all__ = ["csv_header", "csv_rows"]
 
-
+# Characters for which a text is put in quotes.
+SPECIAL = '",\r\n'
 # Arrow joins texts of one type only, and only of this one more than 2 GiB.
-SPECIAL = (b'"', b",", b"\r", b"\n")
 NOTHING, COMMA, QUOTE, LINE_END = (pa.scalar(text, pa.large_string()) for text in ("", ",", '"', "\n"))
 
 
@@ -65,7 +65,7 @@ def _cells(values: "pd.Series[Any]") -> pa.Array:
         return cells
     if not _has_special(cells):
         return cells
-    special = pc.match_substring_regex(cells, '[",\r\n]').fill_null(False)
+    special = pc.match_substring_regex(cells, f"[{SPECIAL}]").fill_null(False)
     quoted = pc.binary_join_element_wise(QUOTE, pc.replace_substring(cells, '"', '""'), QUOTE, NOTHING)
     return pc.if_else(special, quoted, cells)
 
@@ -74,4 +74,4 @@ def _has_special(texts: pa.Array) -> bool:
     """Whether a quote, a comma or a line end may be in them: of all texts together, in no time."""
     held = texts.buffers()[2]
     joined = b"" if held is None else held.to_pybytes()
-    return any(character in joined for character in SPECIAL)
+    return any(character.encode() in joined for character in SPECIAL)

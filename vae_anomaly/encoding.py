@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_anomaly.errors import CellError
+from vae_anomaly.memory import as_tensor
 from vae_anomaly.preprocessing import MAX_SCALED, Reals, Schema
 from vae_anomaly.workers import side_by_side
 
@@ -97,7 +98,7 @@ class _RealsThere:
         chosen = torch.tensor(places, dtype=torch.long, device=self.device)
         with torch.cuda.stream(self.stream):
             for start in range(0, len(floats), size):
-                there = _as_tensor(floats[start : start + size]).to(self.device)
+                there = as_tensor(floats[start : start + size]).to(self.device)
                 if bool(torch.isinf(there).any()):
                     raise _InfiniteError
                 encoded[start : start + size] = self._encoded(there.T[chosen]).T.contiguous().cpu().numpy()
@@ -109,13 +110,3 @@ class _RealsThere:
         bends = (numbers - self.left.gather(1, place)) * self.slope.gather(1, place)
         scaled = (numbers - self.center) / self.scale + (bends + self.below.gather(1, place))
         return scaled.clamp(-MAX_SCALED, MAX_SCALED).float()
-
-
-def _as_tensor(array: NDArray[np.float64]) -> Tensor:
-    """A tensor that is only read, of an array that may be written to or not: torch knows the first kind alone."""
-    view = array.view()
-    try:
-        view.flags.writeable = True
-    except ValueError:
-        view = array.copy()
-    return torch.from_numpy(view)

@@ -2,15 +2,34 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
-__all__ = ["available_memory", "fits", "keep_freed_memory"]
+__all__ = ["as_tensor", "available_memory", "fits", "keep_freed_memory"]
 
 # The largest block that glibc learns from is 32 MiB.
 LARGEST = 30 * 2**20
 # What any machine has that trains networks.
 FALLBACK = 4 * 2**30
+
+
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """A tensor that is only read, of an array that may be written to or not: torch knows the first kind alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_tensor(np.broadcast_to(np.float32(2.0), (3,))).tolist()
+    [2.0, 2.0, 2.0]
+    """
+    view = array.view()
+    try:
+        view.flags.writeable = True
+    except ValueError:
+        view = array.copy()
+    return torch.from_numpy(view)
 
 
 def available_memory() -> int:

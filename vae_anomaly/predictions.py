@@ -259,9 +259,8 @@ def predicted(
         raise DataError(
             f"{data.name}: the column of ids is called {data.id_name!r}, as is one of the predictions. Rename it."
         )
-    return pd.DataFrame({data.id_name: data.ids, **columns}), aligned if isinstance(data, Data) else aligned._replace(
-        X=None
-    )
+    table = pd.DataFrame({data.id_name: data.ids, **columns})
+    return table, aligned if isinstance(data, Data) else aligned._replace(X=None)
 
 
 def _judged(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble, stacked
-from vae_anomaly.memory import fits, keep_freed_memory
+from vae_anomaly.memory import as_tensor, fits, keep_freed_memory
 from vae_anomaly.products import multiplied
 from vae_anomaly.scratch import blocks
 from vae_anomaly.vae import VAE
@@ -223,7 +223,7 @@ def _on_gpu(encoded: NDArray[np.float32], device: torch.device) -> NDArray[np.fl
     """All rows, if they fit: each copy waits until the GPU is through with all that it has been told before."""
     if not fits(encoded.nbytes, device):
         return encoded
-    return torch.from_numpy(encoded if encoded.flags.writeable else encoded.copy()).to(device)
+    return as_tensor(encoded).to(device)
 
 
 def _block(encoded: NDArray[np.float32] | Tensor, span: _Span) -> Tensor:
@@ -235,7 +235,7 @@ def _block(encoded: NDArray[np.float32] | Tensor, span: _Span) -> Tensor:
     if missing:
         padding = np.zeros((*block.shape[:-2], missing, block.shape[-1]), dtype=np.float32)
         block = np.concatenate([block, padding], axis=-2)
-    return torch.from_numpy(block if block.flags.writeable else block.copy())
+    return as_tensor(block)
 
 
 def _small_batches(
