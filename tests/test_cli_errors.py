@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tables import TINY, TINY_OPTIONS, labelled, mixed, numbers, run
 
 import vae_anomaly.cli
@@ -460,6 +461,7 @@ def test_unknown_names_of_other_verbs(model):
             ["--device", "mps"],
             "--device mps: Apple's MPS has no double precision, in which scores are summed. Use auto or cpu.",
         ),
+        (["--precision", "float16"], "Unknown precision 'float16'"),
         (["--device", "meta"], "--device meta: this machine has no such device. Use auto or cpu."),
         (["--nonsense"], "--nonsense"),
     ],
@@ -467,6 +469,12 @@ def test_unknown_names_of_other_verbs(model):
 )
 def test_options_out_of_range(options, sentence):
     fit_fails(USAGE, sentence, *options, data="normal.csv")
+
+
+def test_bfloat16_on_a_processor_without_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    sentence = "--precision bfloat16: this processor has no instructions for bfloat16 (AMX or AVX512-BF16), and would"
+    fit_fails(USAGE, sentence, "--precision", "bfloat16", "--device", "cpu", data="normal.csv")
 
 
 def test_missing_arguments_and_verbs(model):

@@ -173,7 +173,9 @@ TABLE = {
     "": {"data", "detector", "vae"},
     # The command line.
     "cli": {"errors"},
-    "cli.common": {"data", "data.batches", "data.writers", "detector", "errors", "parameters", "thresholds"},
+    "cli.common": {
+        "data", "data.batches", "data.writers", "detector", "errors", "parameters", "products", "thresholds",
+    },
     "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
     "cli.large": {"cli.common", "cli.images", "data.large", "errors", "memory"},
     "cli.fit": {

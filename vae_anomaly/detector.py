@@ -29,7 +29,7 @@ from vae_anomaly.in_parts import TableInParts
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.memory import fits
-from vae_anomaly.parameters import check_params, find_device
+from vae_anomaly.parameters import check_params, check_precision, find_device
 from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
 from vae_anomaly.planning import (
     architecture,
@@ -153,9 +153,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Of images: largest change of the brightness, as a share from 0 to 1.
     device : str, default="auto"
         "auto" takes CUDA where there is some, else the CPU.
-    precision : {"auto", "float32"}, default="auto"
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
         Of products in training. "auto" takes TF32 where they are large and the device is CUDA's, which for layers of
-        1,024 is twice as fast, and float32 elsewhere. Scores are computed in float32.
+        1,024 is twice as fast, and float32 elsewhere. "bfloat16" is for processors with instructions for it (AMX or
+        AVX512-BF16), and a setting of the whole process while it trains. Scores are computed in float32.
     random_state : int, RandomState or None, default=0
         Seed of everything random: equal seeds give equal scores.
 
@@ -320,6 +321,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
            https://arxiv.org/abs/2104.08279
         """
         check_params(self.get_params())
+        check_precision(self.precision, self.device)
         frame = self._table(X)
         self.from_frame_ = isinstance(X, pd.DataFrame | TableInParts)
         self._check_categorical(frame)

@@ -13,11 +13,11 @@ from vae_anomaly.errors import look_up
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.nets import NETS
 from vae_anomaly.priors import PRIORS
-from vae_anomaly.products import PRECISIONS
+from vae_anomaly.products import PRECISIONS, precision_fault
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
 
-__all__ = ["LIMITS", "Limits", "check_params", "device_fault", "find_device"]
+__all__ = ["LIMITS", "Limits", "check_params", "check_precision", "device_fault", "find_device"]
 
 
 class Limits(NamedTuple):
@@ -85,6 +85,13 @@ def check_params(params: Mapping[str, Any]) -> None:
         raise ValueError(f"flips={params['flips']!r} must be a sequence of 'h' (left-right) and 'v' (upside-down).")
     look_up("precision", params["precision"], PRECISIONS)
     find_device(params["device"])
+
+
+def check_precision(precision: str, device: str) -> None:
+    """ValueError if this device can't train in this precision; a model that was trained in it scores anywhere."""
+    fault = precision_fault(precision, find_device(device))
+    if fault:
+        raise ValueError(f"precision={precision!r}: {fault} Use 'auto'.")
 
 
 def _check_backbone(backbone: Any, weights: Any) -> None:

@@ -54,7 +54,7 @@ class Plan:
     """Share of each batch, that with the lowest ELBO, which is left out of the loss once the KL is phased in."""
     n_mc_held_out: int = 4
     precision: str = "auto"
-    """Of products on a GPU, one of ``PRECISIONS``."""
+    """Of products, one of ``PRECISIONS``."""
     change: "Change | None" = None
     """What is done to the samples of each batch before they are learned from; held-out samples stay as they are."""
 
@@ -156,7 +156,7 @@ class _Run:
         n_draws = max(1, min(plan.n_mc_held_out, MAX_HELD_OUT // self.held_out_x.shape[1]))
         self.held_out_eps = self.supply.noise(n_draws).to(ensemble.device).movedim(1, 0)[:, :, None]
         self.weights = FlatParameters(ensemble, plan)
-        self.products = products_for(plan.precision, self.supply.batch_size, ensemble.params.values())
+        self.products = products_for(plan.precision, ensemble.device, self.supply.batch_size, ensemble.params.values())
         self.joint = ensemble.joint()
         if self.joint is not None:
             self.joint.complete = not _has_holes(x)

@@ -213,13 +213,17 @@ def load_detector(path: str, device: str = "cpu") -> "VAEDetector":
     return load(path, device=device)
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that can't be used."""
-    from vae_anomaly.parameters import device_fault
+def check_device(device: str, precision: str = "auto") -> None:
+    """Refuse a device that can't be used, or can't multiply so."""
+    from vae_anomaly.parameters import device_fault, find_device
+    from vae_anomaly.products import precision_fault
 
     fault = device_fault(device)
     if fault:
         raise click.UsageError(f"--device {device}: {fault} Use auto or cpu.")
+    fault = precision_fault(precision, find_device(device))
+    if fault:
+        raise click.UsageError(f"--precision {precision}: {fault} Use auto.")
 
 
 def text_columns(detector: "VAEDetector") -> tuple[str, ...]:

@@ -118,7 +118,8 @@ if TYPE_CHECKING:
     type=NameType("precision"),
     default="auto",
     show_default=True,
-    help="Of products in training. auto: TF32 for large ones on CUDA, else float32.",
+    help="Of products in training. auto: TF32 for large ones on CUDA, else float32. bfloat16: for processors with AMX "
+    "or AVX512-BF16.",
 )
 @overwrite_option
 @run_options
@@ -153,7 +154,7 @@ def command(
     rows that the members scoring them did not train on.
     """
     check_output(output, overwrite, stdout=False)
-    check_device(params["device"])
+    check_device(params["device"], params["precision"])
     columns: dict[str, Any] = {
         "label": label,
         "normal_value": normal_value,
