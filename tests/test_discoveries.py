@@ -1,7 +1,9 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from vae_anomaly.discoveries import adjusted_p_values, check_fdr, false_alarm_share
+from vae_anomaly.discoveries import adjusted_p_values, at_most, check_fdr, false_alarm_share
 from vae_anomaly.thresholds import p_values
 
 
@@ -71,3 +73,24 @@ def test_misuse_is_said():
     for fdr in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="must lie between 0 and 1"):
             check_fdr(fdr)
+
+
+@pytest.mark.parametrize("n_calibration", [19, 99, 499, 999])
+def test_rows_at_the_very_rate_are_flagged(n_calibration):
+    """Of k p-values that are all r / (n + 1), k out of m, the adjusted one is a fraction, and often the rate itself."""
+    ties = 0
+    for fdr in (Fraction(1, 20), Fraction(1, 10), Fraction(1, 5)):
+        for m in range(1, 80):
+            for rank in range(1, 30):
+                wanted = Fraction(rank, n_calibration + 1) * m / fdr
+                if wanted.denominator == 1 and wanted <= m:
+                    p = np.repeat([rank / (n_calibration + 1), 1.0], [int(wanted), m - int(wanted)])
+                    assert at_most(adjusted_p_values(p), float(fdr)).sum() == wanted
+                    ties += 1
+    assert ties > 20
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 1.5, "high"])
+def test_a_confidence_that_is_none(confidence):
+    with pytest.raises(ValueError, match="confidence="):
+        false_alarm_share([0.1, 0.2], 19, 1, confidence=confidence)

@@ -345,11 +345,15 @@ def test_a_row_without_an_end(monkeypatch, tmp_path):
         list(csv_blocks.blocks_of_rows(file, csv_blocks.RowEnds(","), "x.csv", 1000))
 
 
-def test_ids_in_a_column_of_the_predictions_name_are_refused(model):
-    source = save(rows().rename(columns={"pump": "p_value"}), "new.csv")
-    scoring = score_file.ScoreRun(load(model, device="cpu"), open_batches(source, id="p_value", drop=["machine"]))
+@pytest.mark.parametrize(("name", "fdr"), [
+    ("p_value", None), ("is_anomaly", None), ("p_value", 0.1), ("is_anomaly", 0.1), ("rule", 0.1),
+    ("adjusted_p_value", 0.1),
+])  # fmt: skip
+def test_ids_in_a_column_of_the_predictions_name_are_refused(model, name, fdr):
+    source = save(rows().rename(columns={"pump": name}), "new.csv")
+    scoring = score_file.ScoreRun(load(model, device="cpu"), open_batches(source, id=name, drop=["machine"]), fdr=fdr)
     with pytest.raises(
-        DataError, match=r"new\.csv: the column of ids is called 'p_value', as is one of the predictions"
+        DataError, match=rf"new\.csv: the column of ids is called '{name}', as is one of the predictions"
     ):
         scoring.to_file("scores.csv", ".csv", task={})
     assert os.listdir() == ["new.csv"]

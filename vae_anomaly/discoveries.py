@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vae_anomaly.thresholds import check_share
 
-__all__ = ["PValueCounts", "adjusted_p_values", "check_fdr", "false_alarm_share"]
+__all__ = ["PValueCounts", "adjusted_p_values", "at_most", "check_fdr", "false_alarm_share"]
 
 # Ranks at which the bound on the number of false alarms is kept at once; between two of them the higher one counts.
 N_RANKS = 100
@@ -20,6 +20,19 @@ Floats = NDArray[np.float64]
 def check_fdr(fdr: Any) -> float:
     """``fdr`` as a float, or ValueError if it does not lie strictly between 0 and 1."""
     return check_share("fdr", fdr, "flagged rows that are normal")
+
+
+def at_most(adjusted: Floats, fdr: float) -> NDArray[np.bool_]:
+    """Which rows to flag together. Conformal p-values are whole numbers over one, so some adjusted ones are ``fdr``.
+
+    Examples
+    --------
+    >>> adjusted = np.array([17 / 500 * (50 / 34)])
+    >>> (adjusted <= 0.05).tolist(), at_most(adjusted, 0.05).tolist()
+    ([False], [True])
+    """
+    # What was computed from whole numbers may lie a rounding error above.
+    return adjusted <= fdr * (1.0 + 1e-12)
 
 
 def adjusted_p_values(p_values: ArrayLike) -> Floats:
@@ -132,6 +145,7 @@ def false_alarm_share(
     p = p_values if isinstance(p_values, PValueCounts) else PValueCounts().add(p_values)
     if not 1 <= n_flagged <= len(p):
         raise ValueError(f"n_flagged={n_flagged} must be at least 1 and at most the {len(p)} rows with a p-value.")
+    confidence = check_share("confidence", confidence, "draws of rows for which the bound holds")
     ranks, bounds = _joint_bounds(n_calibration, len(p), confidence)
     rank = round(p.smallest(n_flagged) * (n_calibration + 1))
     at = np.searchsorted(ranks, rank)

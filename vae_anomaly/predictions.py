@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vae_anomaly.data import Data
-from vae_anomaly.discoveries import PValueCounts, check_fdr
+from vae_anomaly.discoveries import PValueCounts, at_most, check_fdr
 from vae_anomaly.errors import CellError, DataError
 from vae_anomaly.groups import RowGroups, row_groups
 from vae_anomaly.number_texts import short_texts
@@ -46,6 +46,8 @@ SEPARATOR = "; "
 # Images decoded and scored together: enough to keep the processor busy, few enough for any memory.
 MAX_IMAGES_AT_ONCE = 256
 MAX_PIXELS_AT_ONCE = 8_000_000
+# What hangs on the other rows, where rows are flagged together.
+TOGETHER = ("adjusted_p_value", "is_anomaly", "rule")
 # To find more features than this, sorting them is faster than one pass for each.
 MAX_PASSES = 16
 
@@ -255,7 +257,7 @@ def predicted(
     columns |= dict(zip(("top_features", "top_contributions"), map(_as_text, tops), strict=True))
     columns |= {name: np.where(scorable, values, np.nan) for name, values in others.items()}
     columns["reason"] = _as_text(_texts_where(~scorable, aligned.reasons))
-    if data.id_name in columns:
+    if data.id_name in {*columns, *(TOGETHER if together else ())}:
         raise DataError(
             f"{data.name}: the column of ids is called {data.id_name!r}, as is one of the predictions. Rename it."
         )
@@ -284,7 +286,7 @@ def flagged_together(table: pd.DataFrame, counts: PValueCounts, fdr: float) -> p
     upto = table.columns.get_loc("p_value") + 1
     head, tail = table.iloc[:, :upto], table.iloc[:, upto:]
     adjusted, scorable = counts.adjusted(head["p_value"]), head["p_value"].notna().to_numpy()
-    verdict = _flagged(adjusted <= fdr, scorable, f"benjamini_hochberg fdr={fdr:g}")
+    verdict = _flagged(at_most(adjusted, fdr), scorable, f"benjamini_hochberg fdr={fdr:g}")
     return pd.concat([head.assign(adjusted_p_value=adjusted, **verdict), tail], axis=1)
 
 

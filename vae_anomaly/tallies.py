@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vae_anomaly.discoveries import PValueCounts, false_alarm_share
+from vae_anomaly.discoveries import PValueCounts, at_most, false_alarm_share
 from vae_anomaly.drift import LowScores
 
 __all__ = ["Tally"]
@@ -66,7 +66,7 @@ class Tally:
         if self.fdr is None:
             return self.above
         found = self.p_values
-        return int(found.counts[found.adjusted(found.values) <= self.fdr].sum())
+        return int(found.counts[at_most(found.adjusted(found.values), self.fdr)].sum())
 
     @property
     def flagged_share(self) -> float:
