@@ -8,6 +8,8 @@ from PIL import Image
 from tables import TINY_OPTIONS, mixed, read_predictions, run
 from test_pixels import discs
 
+from vae_anomaly import predictions
+
 OPTIONS = ("--net", "mlp", "--latent-dim", 4, "--max-steps", 60, "--estimators", 2, "--hidden", "16")
 
 
@@ -135,3 +137,20 @@ def test_images_are_drawn_on_a_sheet_or_as_an_array(plant):
 def test_images_have_no_columns_but_their_kind(plant):
     result = run("fit", plant / "disc", "--group", "machine", "-o", "x.safetensors", exit_code=2)
     assert "Images have no column 'machine'" in result.stderr
+
+
+def test_images_that_differ_in_their_suffix_alone_keep_their_maps_in_any_batch(plant, monkeypatch):
+    monkeypatch.setattr(predictions, "MAX_IMAGES_AT_ONCE", 1)
+    save(Path("new"), discs(3))
+    Image.open("new/000.png").save("new/000.bmp")
+    run("score", plant / "disc.safetensors", "new", "-o", "s.csv", "--maps", "maps")
+    assert {path.name for path in Path("maps").iterdir()} >= {"000.bmp.npy", "000.png.npy", "001.npy", "002.npy"}
+
+
+def test_arrays_that_are_damaged(plant):
+    Path("cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    Path("empty.npy").touch()
+    for name in ("cut.npz", "empty.npy"):
+        result = run("score", plant / "disc.safetensors", name, "-o", "s.csv", exit_code=3)
+        assert name in result.stderr
+        assert "Unexpected" not in result.stderr

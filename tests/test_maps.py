@@ -29,7 +29,7 @@ def written(folder="out"):
 
 def test_names_mirror_the_input_tree():
     values, images = some(3)
-    paths = write_maps("out", ["a/b/003.png", "a/c.d/x.tiff", "7.JPG"], values, images, scale=SCALE)
+    paths = write_maps("out", map_names(["a/b/003.png", "a/c.d/x.tiff", "7.JPG"]), values, images, scale=SCALE)
     assert [path.as_posix() for path in paths] == ["out/a/b/003.npy", "out/a/c.d/x.npy", "out/7.npy"]
     assert written() == ["7.npy", "7.png", "a/b/003.npy", "a/b/003.png", "a/c.d/x.npy", "a/c.d/x.png"]
     for path, value, image in zip(paths, values, images, strict=True):
@@ -45,10 +45,10 @@ def test_ids_of_images_are_names():
         save(f"in/{name}", pattern(8, 8))
     data = read_images("in")
     images, _ = data.X.load()
-    write_maps("out", data.ids, images.mean(axis=1), images, scale=SCALE)
+    write_maps("out", map_names(data.ids), images.mean(axis=1), images, scale=SCALE)
     assert written() == sorted(name[:-4] + suffix for name in data.ids for suffix in (".npy", ".png"))
     values, images = some(2)
-    write_maps("numbers", np.array([1, 2]), values, images, scale=SCALE)
+    write_maps("numbers", map_names(np.array([1, 2])), values, images, scale=SCALE)
     assert written("numbers") == ["1.npy", "1.png", "2.npy", "2.png"]
 
 
@@ -59,7 +59,7 @@ def test_ids_of_images_are_names():
 )  # fmt: skip
 def test_no_name_leads_out_of_the_folder(name, tmp_path):
     values, images = some(1)
-    write_maps("deep/out", [name], values, images, scale=SCALE)
+    write_maps("deep/out", map_names([name]), values, images, scale=SCALE)
     inside = os.path.realpath("deep/out")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 2
@@ -90,7 +90,7 @@ def test_no_two_images_share_a_file(names, expected):
 def test_images_that_could_not_be_decoded_get_no_files():
     values, images = some(3)
     images[1] = values[1] = np.nan
-    paths = write_maps("out", ["a.png", "b.png", "c.png"], values, images, scale=SCALE)
+    paths = write_maps("out", map_names(["a.png", "b.png", "c.png"]), values, images, scale=SCALE)
     assert [path and path.name for path in paths] == ["a.npy", None, "c.npy"]
     assert written() == ["a.npy", "a.png", "c.npy", "c.png"]
 
@@ -98,14 +98,14 @@ def test_images_that_could_not_be_decoded_get_no_files():
 def test_equal_maps_give_equal_bytes():
     values, images = some(2)
     for folder in ("one", "two"):
-        write_maps(folder, ["a.png", "b.png"], values, images, scale=SCALE)
+        write_maps(folder, map_names(["a.png", "b.png"]), values, images, scale=SCALE)
     assert written("one") == written("two")
     assert all(Path("one", name).read_bytes() == Path("two", name).read_bytes() for name in written("one"))
 
 
 def test_an_interrupted_run_leaves_no_torn_file(monkeypatch):
     values, images = some(1)
-    write_maps("out", ["a.png"], values, images, scale=SCALE)
+    write_maps("out", map_names(["a.png"]), values, images, scale=SCALE)
     before = {name: Path("out", name).read_bytes() for name in written()}
 
     def torn(file, array):
@@ -114,7 +114,7 @@ def test_an_interrupted_run_leaves_no_torn_file(monkeypatch):
 
     monkeypatch.setattr(maps.np, "save", torn)
     with pytest.raises(OSError, match="no space left"):
-        write_maps("out", ["a.png"], values + 1, images, scale=SCALE)
+        write_maps("out", map_names(["a.png"]), values + 1, images, scale=SCALE)
     assert {name: Path("out", name).read_bytes() for name in written()} == before
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vae_anomaly.data.images import Images
-from vae_anomaly.data.maps import write_maps
+from vae_anomaly.data.maps import map_names, write_maps
 from vae_anomaly.pixels import ImageSchema
 from vae_anomaly.predictions import images_at_once
 
@@ -55,7 +55,9 @@ def write_anomaly_maps(detector: "VAEDetector", images: Images, folder: str | os
     An image that can't be decoded gets neither. A few images at a time are in memory.
     """
     scale = colour_scale(detector)
+    # Of all images at once: two that differ in their suffix may be far apart.
+    names = np.array(map_names(images.ids.tolist()), dtype=object)
     for positions, x, reasons in images.X.batches(images_at_once(detector)):
         ok = reasons == ""
         if ok.any():
-            write_maps(folder, images.ids[positions[ok]], anomaly_maps(detector, x[ok]), x[ok], scale=scale)
+            write_maps(folder, names[positions[ok]], anomaly_maps(detector, x[ok]), x[ok], scale=scale)

@@ -22,7 +22,7 @@ _COLOURS = "autumn_r"
 
 def write_maps(
     folder: str | os.PathLike[str],
-    names: Iterable[str | int],
+    names: Iterable[str],
     maps: NDArray[np.floating[Any]],
     images: NDArray[np.float32],
     *,
@@ -30,15 +30,15 @@ def write_maps(
 ) -> list[Path | None]:
     """Write each map as it is, and laid over its image in colours; give the paths of the .npy files.
 
-    ``a/b/003.png`` becomes ``folder/a/b/003.npy``, float32 of shape (h, w), and ``folder/a/b/003.png``. Each file
-    appears whole or not at all. An image that could not be decoded (NaN throughout) gets no files and None in the list.
+    ``a/b/003`` becomes ``folder/a/b/003.npy``, float32 of shape (h, w), and ``folder/a/b/003.png``. Each file appears
+    whole or not at all. An image that could not be decoded (NaN throughout) gets no files and None in the list.
 
     Parameters
     ----------
     folder : str or path
         Where to write. Made if it is not there.
-    names : iterable of str or int
-        One for each image: paths relative to the folder that was read, or numbers. No file lands outside of ``folder``.
+    names : iterable of str
+        One for each image, of those that :func:`map_names` chose for all that this folder is to hold.
     maps : ndarray of shape (n, h, w)
         Higher is more anomalous.
     images : ndarray of shape (n, c, h, w)
@@ -51,7 +51,7 @@ def write_maps(
     --------
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
-    >>> paths = write_maps(folder, ["a/003.png"], np.ones((1, 8, 8)), np.zeros((1, 1, 8, 8), np.float32), scale=(0, 2))
+    >>> paths = write_maps(folder, ["a/003"], np.ones((1, 8, 8)), np.zeros((1, 1, 8, 8), np.float32), scale=(0, 2))
     >>> [path.relative_to(folder).as_posix() for path in sorted(Path(folder).rglob("*.*"))]
     ['a/003.npy', 'a/003.png']
     """
@@ -63,7 +63,7 @@ def write_maps(
         raise ValueError(f"{shapes}, expected (n, h, w) and (n, c, h, w).")
     _check_scale(scale)
     paths: list[Path | None] = []
-    for name, anomaly_map, image in zip(map_names(names), maps, images, strict=True):
+    for name, anomaly_map, image in zip(names, maps, images, strict=True):
         if np.isnan(image).all():
             paths.append(None)
             continue
@@ -101,7 +101,7 @@ def overlay(
 def map_names(names: Sequence[str | int]) -> list[str]:
     """A relative path without suffix for each name, all different, none of which leads up or to another drive.
 
-    A suffix stays where two names differ in nothing else.
+    Names are paths relative to the folder that was read, or numbers. A suffix stays where two differ in nothing else.
 
     Examples
     --------
