@@ -608,7 +608,7 @@ def test_model_files_that_cannot_be_used(model, verb):
 
 
 @pytest.mark.parametrize("verb", ["score", "inspect", "sample"])
-@pytest.mark.parametrize("part", ["schema", "params", "threshold", "training", "notes"])
+@pytest.mark.parametrize("part", ["schema", "params", "threshold", "training", "notes", "groups", "score"])
 def test_a_model_file_without_a_part_of_its_header(model, verb, part):
     header, tensors = load_model(model)
     kept = {key: value for key, value in header.items() if key not in ("checksum", "format_version", part)}

@@ -1,6 +1,7 @@
 import itertools
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -725,3 +726,10 @@ def test_global_random_state_of_a_gpu_is_left_alone():
     before = torch.cuda.get_rng_state()
     VAEDetector(**TINY, device="cuda").fit(numbers()).sample(3)
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_samples_drawn_in_threads_are_those_drawn_alone(detector):
+    wanted = detector.sample(2000, random_state=3)
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda _: detector.sample(2000, random_state=3), range(24)))
+    assert all(one.equals(wanted) for one in drawn)

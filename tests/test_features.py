@@ -1,5 +1,7 @@
 import json
+import sys
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from sklearn.base import clone
 from tables import read_predictions, run
 from torch import nn
 
-from vae_anomaly import account
+from vae_anomaly import account, features
 from vae_anomaly.backbones import BACKBONES, MAX_FEATURES, build_extractor, restore_extractor
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.errors import DataError, ModelFileError, UnknownNameError
@@ -19,6 +21,7 @@ from vae_anomaly.features import FeatureSchema
 from vae_anomaly.filters import LEAST_STRENGTH, N_ORIENTATIONS, FilterBank
 from vae_anomaly.heat_maps import anomaly_maps, colour_scale
 from vae_anomaly.patch_grid import on_pixels, place_codes, rank_weights, summarised
+from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.planning import find_backbone
 from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.scores import SCORES, scores_for
@@ -603,3 +606,29 @@ def test_weights_that_cannot_be_had_end_with_exit_code_3(plant, tmp_path, monkey
     assert "is damaged" in result.stderr
     run("fit", plant / "cloth", "-o", output, "--backbone", "nonsense", *OPTIONS, exit_code=2)
     assert not output.exists()
+
+
+def test_features_are_kept_by_several_threads(gabor, monkeypatch):
+    images = cloth(60, 3)
+    monkeypatch.setattr(features, "MAX_KEPT_BYTES", 5 * next(iter(gabor.schema_._kept.values())).nbytes)
+    wanted = gabor.schema_.encode(images)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda part: gabor.schema_.encode(images[part::6]), range(6)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(np.array_equal(rows, wanted[part::6]) for part, rows in enumerate(found))
+    assert len(gabor.schema_._kept) <= 5
+
+
+def test_a_small_file_of_large_images_is_refused_before_one_is_made(gabor, tmp_path, monkeypatch):
+    gabor.save(tmp_path / "m.safetensors")
+    header, tensors = load_model(tmp_path / "m.safetensors")
+    del header["checksum"], header["format_version"]
+    header["schema"]["shape"] = [1, 65536, 65536]
+    save_model(tmp_path / "m.safetensors", header, tensors)
+    monkeypatch.setattr(features, "_extract", lambda *args: pytest.fail("17 GB"))
+    with pytest.raises(ModelFileError, match="its images have another size than its tensors"):
+        load(tmp_path / "m.safetensors")

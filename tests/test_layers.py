@@ -101,7 +101,8 @@ TABLE = {
         "augment", "backbones", "errors", "likelihoods", "nets", "priors", "products", "scores", "thresholds",
     },
     "model_state": {
-        "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "planning", "preprocessing",
+        "", "parameters", "persistence", "ensemble", "groups", "label_thresholds", "likelihoods", "planning",
+        "preprocessing",
         "row_hashes", "features", "pixels", "tails", "thresholds", "tiles", "training", "errors",
     },
     "scoring": {"ensemble", "memory", "products", "scratch", "vae", "workers"},
@@ -172,7 +173,8 @@ TABLE = {
     # The lazy public names.
     "": {"data", "detector", "vae"},
     # The command line.
-    "cli": {"errors"},
+    "cli": {"cli.common", "errors"},
+    "__main__": {"cli"},
     "cli.common": {
         "data", "data.batches", "data.writers", "detector", "errors", "parameters", "products", "thresholds",
     },

@@ -6,7 +6,7 @@ from PIL import Image
 from tables import mixed, read_predictions, run
 from test_features import cloth
 
-from vae_anomaly import splitting, tiles
+from vae_anomaly import scoring, splitting, tiles
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.errors import DataError, ModelFileError
 from vae_anomaly.heat_maps import anomaly_maps
@@ -321,3 +321,14 @@ def test_a_size_brings_images_of_several_sizes_to_one(tmp_path):
     save(tmp_path / "parts/b", large(20, shape=(1, 60, 70)))
     result = run("fit", tmp_path / "parts", "-o", tmp_path / "m.safetensors", "--size", 48, *OPTIONS)
     assert "Images of 48 x 48 pixels are cut into 2 x 2 tiles of 32 pixels." in result.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_tile_an_image_is_tried_out_once_at_most(kind, monkeypatch):
+    images = large(30, shape=(1, 16, 16))
+    detector = VAEDetector(**SMALL, **KINDS[kind]).fit(images)
+    assert detector.schema_.n_tiles == (1, 1)
+    for _ in range(3):
+        detector.explain(images[:1])
+        detector.anomaly_score(images[:1])
+    assert len(scoring._SMALL.get(detector.ensemble_, {})) == 0

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -72,6 +73,8 @@ __all__ = ["VAEDetector", "load"]
 Floats = NDArray[np.float64]
 Table: TypeAlias = pd.DataFrame | TableInParts | NDArray[np.float32]
 
+_DRAWING = threading.Lock()
+
 
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Anomaly detector that learns what normal data look like with an ensemble of variational autoencoders.
@@ -120,8 +123,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     max_steps : int, optional
         Optimiser steps; by default 300, of images 1500, more for more rows, up to 6000.
     batch_size : int, optional
-        By default 256; an eighth of the rows of a table, 128 at least, where that is fewer; and fewer still (64 at
-        least) where rows have more than some 600 encoded columns.
+        By default 256; an eighth of the rows of a table, 128 at least, where that is fewer; fewer still (64 at least)
+        where rows have more than some 600 encoded columns; and up to eight times as many where 6000 steps would not see
+        each of millions of rows once.
     learning_rate : float, optional
         Peak of the one-cycle schedule; by default 0.004, and on tables more for less than 1500 steps, up to 0.012.
     weight_decay : float, default=1e-4
@@ -179,7 +183,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     usual_shares_ : ndarray of shape (n_features,)
         Mean of :meth:`explain` over held-out normal rows.
     n_rows_ : dict
-        Rows trained on and rows that calibrate; of fewer than 2,000 rows, these are the same ones.
+        Rows trained on and rows that calibrate; of fewer than 2,000 rows, these are the same ones, but for the few left
+        over when folds of one size are made, and with a single member, which trains on all but its fold.
     threshold_rule_ : dict
         The rule behind the threshold: its ``name``; its ``fpr``, None where no rate was asked for; its further
         ``parameters``; ``out_of_fold``, whether the calibration scores are; ``extrapolation``, the fields of
@@ -281,7 +286,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         The threshold is computed from scores of rows by members that did not train on them. Of 2,000 rows or more,
         some are set aside for that; of fewer, each member leaves out a fold of its own, so that every row is trained
-        on [1]_.
+        on by all others, if there are any [1]_.
 
         Which promise the conformal threshold then keeps: with rows set aside, at most ``fpr`` of new normal rows are
         flagged on average, whatever their distribution (split conformal prediction [2]_), and rows flagged together
@@ -800,8 +805,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"n_samples={n_samples} must be at least 1.")
         blocks = np.array_split(np.arange(n_samples), self.n_estimators)
         draws = []
-        # The distributions draw from the global generator of the CPU, whose state is left as it was.
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        # The distributions draw from the global generator of the CPU, whose state is left as it was; one thread at a
+        # time, or the draws of one would be missing in another's.
+        with _DRAWING, torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(random_state)
             for member, rows in zip(self.ensemble_.members(), blocks, strict=True):
                 vae = member.to("cpu")
@@ -960,8 +966,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         at_once: int | None = None,
     ) -> Any:
         n_parts = self.schema_.n_parts
-        # With parts the function is a new one each time.
-        again = again and n_parts == 1
+        # With these, the function is a new one each time.
+        again = again and not isinstance(self.schema_, FeatureSchema | TileSchema)
         return map_rows(self.ensemble_, self.eps_, function, encoded, n_parts=n_parts, again=again, at_once=at_once)
 
     # -- saving -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ LEAST_VARIANCE = 0.4
 MAX_USUAL_IMAGES, MAX_USUAL_ENTRIES, MIN_USUAL_IMAGES = 300, 64_000_000, 20
 # Features of images that are kept for the next question about them: they cost more than all that follows.
 MAX_KEPT_BYTES = 256_000_000
+_KEEPING = threading.Lock()
 
 RowFunction = Callable[..., Tensor]
 
@@ -271,9 +273,10 @@ def _recalled(
     if known is None:
         # One at a time: what comes out must not depend on the images beside it.
         known = _extract(extractor, image[None])[0]
-        while kept and (len(kept) + 1) * known.nbytes > MAX_KEPT_BYTES:
-            kept.pop(next(iter(kept)), None)
-        kept[key] = known
+        with _KEEPING:
+            while kept and (len(kept) + 1) * known.nbytes > MAX_KEPT_BYTES:
+                kept.pop(next(iter(kept)))
+            kept[key] = known
     return known
 
 

@@ -16,6 +16,7 @@ from vae_anomaly.errors import ModelFileError, look_up
 from vae_anomaly.features import FeatureSchema
 from vae_anomaly.groups import Groups
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
+from vae_anomaly.likelihoods import Blocks, Categorical
 from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.pixels import ImageSchema, PixelSchema
@@ -108,8 +109,8 @@ def restore(kind: type["VAEDetector"], path: str | os.PathLike[str]) -> "VAEDete
     header, tensors = load_model(path)
     try:
         return _restore(kind, header, tensors)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".") or "it asks for too much memory"
         raise ModelFileError(f"{os.path.basename(path)} does not hold a whole model: {what}.") from None
 
 
@@ -155,6 +156,9 @@ def _schema(found: Any, tensors: dict[str, Any]) -> Schema | ImageSchema:
     """A table has a list of columns, images have one shape, features a backbone, too, and tiles a schema of theirs."""
     if not isinstance(found, dict):
         return Schema.from_json(found)
+    # Before a backbone is asked what it makes of an image of this size.
+    if math.prod(found["shape"]) != tensors["usual_shares"].size:
+        raise ValueError("its images have another size than its tensors")
     weights = {name: torch.from_numpy(value) for name, value in _part(tensors, "backbone.").items()}
     if "inner" in found:
         return TileSchema.restore(found, weights)
@@ -232,6 +236,11 @@ def _check_size(detector: "VAEDetector", state: dict[str, Any]) -> None:
     padded = state.get("likelihood.padded", np.zeros(0))
     if len(sizes) * max(sizes, default=0) * detector.n_estimators != (padded.size if sizes else 0):
         raise ValueError("its header has other categories than its tensors")
+    if sizes:
+        # An index from elsewhere would be found out by the first row that is scored.
+        layout = dict(Categorical((sum(sizes),), Blocks(0, 0, tuple(sizes))).named_buffers())
+        if any((state[f"likelihood.{name}"] != layout[name].numpy()).any() for name in ("owner", "padded")):
+            raise ValueError("its categories lie elsewhere than its header says")
 
 
 def _check_shapes(detector: "VAEDetector", tensors: dict[str, Any]) -> None:

@@ -26,10 +26,12 @@ KEY = "vae_anomaly"
 # What a header holds, at least.
 PARTS: dict[str, Any] = {
     "params": dict,
+    "score": str,
     # Columns of a table, or the one shape of images.
     "schema": list | dict,
     "architecture": dict,
     "threshold": dict,
+    "groups": dict | None,
     "training": dict,
     "n_calibration": int,
     "fingerprint": str,
@@ -104,7 +106,7 @@ def _parse(name: str, text: str) -> dict[str, Any]:
         )
     assert isinstance(document, dict)
     for part, kind in PARTS.items():
-        if not isinstance(document.get(part), kind):
+        if part not in document or not isinstance(document[part], kind):
             raise ModelFileError(f"{name} does not hold a whole model: its part {part!r} is missing or unusable.")
     return document
 

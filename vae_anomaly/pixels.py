@@ -28,8 +28,8 @@ def pixels(X: Any) -> NDArray[np.float32]:
     Parameters
     ----------
     X : ndarray or ImageSet
-        Integers count from 0 to the largest of their type; floats must lie in [0, 1]. An image that can't be decoded
-        is NaN throughout.
+        Unsigned integers count from 0 to the largest of their type; other numbers must lie in [0, 1]. An image that
+        can't be decoded is NaN throughout.
 
     Raises
     ------

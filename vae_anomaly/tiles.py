@@ -266,8 +266,9 @@ class TileSchema(ImageSchema):
         shape: Shape = tuple(given["shape"])
         check_shape(shape)
         found = given["inner"]
-        inner = FeatureSchema.restore(found, state) if "backbone" in found else PixelSchema.from_json(found)
-        channels, height, width = inner.shape
+        channels, height, width = tile = tuple(found["shape"])
+        check_shape(tile)
         if channels != shape[0] or height != width or height > min(shape[1:]):
-            raise ValueError(f"images of shape {shape} have no tiles of shape {inner.shape}")
+            raise ValueError(f"images of shape {shape} have no tiles of shape {tile}")
+        inner = FeatureSchema.restore(found, state) if "backbone" in found else PixelSchema.from_json(found)
         return cls(shape, inner)
