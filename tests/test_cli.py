@@ -19,6 +19,7 @@ from vae_anomaly.baselines import BASELINES, baseline_scores
 from vae_anomaly.cli import VERBS, common
 from vae_anomaly.comparison import split_rows
 from vae_anomaly.detector import VAEDetector, load
+from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.scores import SCORES, scores_for
 
 SCRIPT = shutil.which("vae-anomaly", path=os.path.dirname(sys.executable))
@@ -877,3 +878,13 @@ def test_a_reader_that_leaves_early_is_no_error(model):
     assert "Error" not in errors
     assert "Broken pipe" not in errors
     assert process.returncode == 0
+
+
+def test_inspect_shows_no_control_characters(model):
+    header, tensors = load_model(model)
+    del header["checksum"], header["format_version"]
+    header["notes"]["data"] = "\x1b]0;owned\x07\x9b31mnormal.csv"
+    save_model("m.safetensors", header, tensors)
+    shown = run("inspect", "m.safetensors").stdout
+    assert "normal.csv" in shown
+    assert not set(shown) & {"\x1b", "\x07", "\x9b"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vae_anomaly.cli.common import printable
 from vae_anomaly.errors import CalibrationWarning, PosteriorCollapseWarning
 
 __all__ = ["cli", "main"]
@@ -29,7 +30,7 @@ class CliError(click.ClickException):
     """An error with a sentence for the user and an exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.exit_code = exit_code  # type: ignore[misc]
 
 
@@ -70,7 +71,7 @@ class Verbs(click.Group):
 
 
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    click.echo(f"Warning: {printable(message)}", err=True)
 
 
 def _as_cli_error(error: Exception) -> CliError:
@@ -111,6 +112,6 @@ def main() -> None:
         error.show()
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; no output was changed.", err=True)
+        click.echo("Interrupted; each output is whole, or as it was.", err=True)
         status = 130
     sys.exit(status if isinstance(status, int) else 0)

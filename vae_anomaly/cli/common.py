@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from vae_anomaly.data import Data
     from vae_anomaly.data.batches import Batches
     from vae_anomaly.detector import VAEDetector
+
+# All control characters but tabs and ends of lines.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -240,7 +244,12 @@ def model_columns(detector: "VAEDetector", keep: Sequence[str] = ()) -> dict[str
 def tell(quiet: bool, message: str) -> None:
     """A line for people, on standard error."""
     if not quiet:
-        click.echo(message, err=True)
+        click.echo(printable(message), err=True)
+
+
+def printable(text: object) -> str:
+    """Text without what a terminal takes for a command: names come from files that others wrote."""
+    return CONTROL.sub("\ufffd", str(text))
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from vae_anomaly.cli.common import chosen_on, extent, print_json
+from vae_anomaly.cli.common import chosen_on, extent, print_json, printable
 
 
 @click.command("inspect")
@@ -19,9 +19,9 @@ def command(model: str, as_json: bool) -> None:
         print_json(header)
         return
     for title, rows in _sections(header).items():
-        click.echo(title)
+        click.echo(printable(title))
         for name, value in rows.items():
-            click.echo(f"  {name:<22} {value}")
+            click.echo(printable(f"  {name:<22} {value}"))
 
 
 def _sections(header: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -173,7 +173,8 @@ def plot_intervals(figures: Mapping[str, Interval], what: str, ax: Axes | None =
             ax.axvline(interval.value, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
         # clip_on: half of a mark at 1 would be cut off otherwise.
         ax.plot([interval.value], [place], "o", color=colour, markersize=6, clip_on=False)
-    ax.set_yticks(range(len(figures)), list(figures))
+    # What stands between dollars is no formula.
+    ax.set_yticks(range(len(figures)), list(figures), parse_math=False)
     ax.set_ylim(len(figures) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.spines["left"].set_visible(False)
