@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -47,3 +48,10 @@ def test_types_of_another_length_are_refused(labelled):
 
 def test_json_is_plain(labelled):
     json.dumps(recall_by_type_json(recall_by_type(*labelled)), allow_nan=False)
+
+
+def test_all_that_is_missing_is_no_type(labelled):
+    evaluation, types = labelled
+    types[-4:] = [None, np.nan, pd.NA, ""]
+    found = {row.name: row.n_anomalies for row in recall_by_type(evaluation, types)}
+    assert found == {"(no type)": 4, "jam": 16, "leak": 40}

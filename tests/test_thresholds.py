@@ -232,3 +232,8 @@ def test_realised_rate_is_that_of_many_calibrations(n_samples, fpr):
 def test_realised_rate_needs_as_many_rows_as_the_threshold():
     with pytest.raises(ValueError, match=r"fpr=0\.01 needs at least 99 calibration samples, got 98"):
         realised_rate(98, 0.01)
+
+
+def test_a_rate_whose_inverse_is_no_number():
+    with pytest.raises(ValueError, match="fpr=1e-320 must lie between 0 and 1"):
+        check_fpr(1e-320)

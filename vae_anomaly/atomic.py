@@ -1,7 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,15 +26,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     'row,anomaly_score'
     """
     target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:64]}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    # A name may be no longer than 255 bytes.
+    name = os.fsencode(target.name)[:64].decode(errors="ignore")
+    temporary = target.with_name(f".{name}.{secrets.token_hex(8)}.part")
+    # Unlike those of tempfile, with the permissions that any new file has.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
     try:
         yield temporary
-        # mkstemp makes files for the owner alone; an output has the permissions that any new file has.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)

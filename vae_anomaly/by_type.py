@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from vae_anomaly.delong import area_interval
@@ -72,5 +73,4 @@ def recall_by_type_json(rows: list[TypeRecall]) -> list[dict[str, Any]]:
 
 
 def _name(value: object) -> str:
-    missing = value is None or value != value or value == ""
-    return "(no type)" if missing else str(value)
+    return "(no type)" if pd.isna(value) or value == "" else str(value)

@@ -50,8 +50,9 @@ class Partial:
         self.path = self.output.with_name(f"{self.output.name}.partial")
         self.state_path = self.output.with_name(f"{self.output.name}.partial.state")
         self._file: io.BufferedRandom | None = None
-        self._length, self._noted = 0, -float("inf")
-        self._pending: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None
+        self._noted = -float("inf")
+        # How long the content was when the notes were made, and these: in one, so that no interruption can part them.
+        self._pending: tuple[int, dict[str, Any], dict[str, NDArray[Any]]] | None = None
 
     @property
     def exists(self) -> bool:
@@ -81,7 +82,6 @@ class Partial:
         self._file = self.path.open("r+b")
         self._file.truncate(length)
         self._file.seek(length)
-        self._length = length
         return notes, arrays
 
     def append(self, content: bytes, notes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
@@ -90,8 +90,7 @@ class Partial:
             self.state_path.unlink(missing_ok=True)
             self._file = self.path.open("w+b")
         self._file.write(content)
-        self._length += len(content)
-        self._pending = notes, arrays
+        self._pending = self._file.tell(), notes, arrays
         if time.monotonic() >= self._noted + NOTE_EVERY:
             self._note()
 
@@ -102,8 +101,8 @@ class Partial:
         self._file.flush()
         # Were the note on the disk before the content, a power cut would leave a hole.
         os.fsync(self._file.fileno())
-        notes, arrays = self._pending
-        state = json.dumps({"length": self._length, "task": self.task, "notes": notes})
+        length, notes, arrays = self._pending
+        state = json.dumps({"length": length, "task": self.task, "notes": notes})
         with replacing(self.state_path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, state=np.array(state), **arrays)
         self._pending, self._noted = None, time.monotonic()

@@ -1,6 +1,7 @@
 """From scores of normal data to decisions: thresholds with a false-alarm promise, and conformal p-values."""
 
 import math
+import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ __all__ = [
 
 def check_share(name: str, value: Any, meaning: str) -> float:
     """``value`` as a float, or ValueError if it does not lie strictly between 0 and 1."""
-    if not (isinstance(value, Real) and 0.0 < float(value) < 1.0):
+    # The inverse of a smaller number than the first is none.
+    if not (isinstance(value, Real) and sys.float_info.min <= float(value) < 1.0):
         raise ValueError(f"{name}={value} must lie between 0 and 1, both excluded: it is the share of {meaning}.")
     return float(value)
 

@@ -292,7 +292,18 @@ def _areas(runs: Sequence[dict[str, Any]]) -> list[str]:
             cells.append(f"{fmean(areas):.1f}" if areas else "-")
         lines.append(f"| {task} | {' | '.join(cells)} |")
     means = (f"**{fmean(values):.2f}**" if len(values) == len(tasks) else "-" for values in columns.values())
-    return [*lines, f"| **mean** | {' | '.join(means)} |"]
+    return [*lines, f"| **mean** | {' | '.join(means)} |", *_flagged(runs)]
+
+
+def _flagged(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """How many images of the digit itself were flagged by each method that has a threshold."""
+    lines = []
+    for method in dict.fromkeys(run["method"] for run in runs if "false_positive_rate" in run):
+        own = [run for run in runs if run["method"] == method]
+        seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in own}))
+        share = 100 * fmean(run["false_positive_rate"] for run in own)
+        lines += ["", f"{method}, seeds {seeds}: {share:.1f} % of the new images of the digit itself are flagged."]
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
