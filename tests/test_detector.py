@@ -197,7 +197,7 @@ def test_the_odd_column_is_named(detector, column):
     top = rows.columns[excess.argmax(axis=1)]
     # Flow and pressure go together: if one is off, the other looks odd beside it.
     allowed = {"flow", "pressure"} if column != "count" else {"count"}
-    assert np.isin(top, sorted(allowed)).mean() > 0.9
+    assert np.isin(top, sorted(allowed)).mean() > 0.8
 
 
 # Missing and unseen values -------------------------------------------------------------------------------------------
@@ -733,3 +733,15 @@ def test_samples_drawn_in_threads_are_those_drawn_alone(detector):
     with ThreadPoolExecutor(4) as pool:
         drawn = list(pool.map(lambda _: detector.sample(2000, random_state=3), range(24)))
     assert all(one.equals(wanted) for one in drawn)
+
+
+@pytest.mark.parametrize("deviations", [6.0, 10.0, 20.0, 50.0])
+def test_the_column_that_was_moved_is_the_one_that_is_named(deviations, rng):
+    """A spike bends the code, and with it what is expected of the other columns."""
+    mix = rng.normal(size=(3, 8))
+    X, new = (rng.normal(size=(n, 3)) @ mix + 0.2 * rng.normal(size=(n, 8)) for n in (600, 80))
+    moved = rng.integers(8, size=len(new))
+    new[np.arange(len(new)), moved] += deviations * X.std(axis=0)[moved]
+    detector = VAEDetector(n_estimators=2, max_steps=200).fit(X)
+    excess = detector.explain(new) - detector.usual_shares_
+    assert (excess.argmax(axis=1) == moved).mean() > 0.8

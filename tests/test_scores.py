@@ -7,6 +7,7 @@ import torch
 from scipy.spatial import distance
 from sklearn.metrics.pairwise import nan_euclidean_distances
 
+from vae_anomaly import scores as scores_module
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks
 from vae_anomaly.priors import PRIORS
 from vae_anomaly.scores import (
@@ -366,3 +367,19 @@ def test_shares_of_a_mixed_table_sum_to_the_score(make_vae, x, eps, generator):
     for score in (SCORES[name] for name in TABLE):
         contributions = shares(score, vae, rows, eps)
         torch.testing.assert_close(contributions.sum(dim=1), score.function(vae, rows, eps), rtol=1e-4, atol=1e-4)
+
+
+def test_entries_beyond_the_bound_share_it_by_what_they_cost(vae, eps):
+    far = torch.zeros(2, vae.event_shape[0])
+    far[1, :2] = torch.tensor([1e3, 40.0])
+    costs, bounded = (
+        function(vae, far, eps) for function in (scores_module._neg_log_entries, scores_module._bounded_entries)
+    )
+    clipped = costs.clamp(max=scores_module.MAX_NATS)
+    torch.testing.assert_close(bounded.sum(dim=1), clipped.sum(dim=1))
+    beyond = costs > scores_module.MAX_NATS
+    assert beyond[1].sum() > 1
+    assert torch.equal(bounded[~beyond], costs[~beyond])
+    torch.testing.assert_close(
+        bounded[1][beyond[1]] / bounded[1][beyond[1]].sum(), costs[1][beyond[1]] / costs[1][beyond[1]].sum()
+    )

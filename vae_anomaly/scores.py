@@ -217,8 +217,17 @@ def _novelty_terms(vae: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _bounded_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
-    """Without a bound, one column with a scale near its floor would outvote all others."""
-    return _neg_log_entries(vae, x, eps).clamp(max=MAX_NATS)
+    """Without a bound, one column with a scale near its floor would outvote all others.
+
+    Entries beyond it share what it leaves them by what each costs: one that is far off bends the code, and others with
+    it, and were all of them alike, none would be named as the one that is off.
+    """
+    costs = _neg_log_entries(vae, x, eps)
+    axes = tuple(range(-len(vae.event_shape), 0))
+    beyond = costs > MAX_NATS
+    left = MAX_NATS * beyond.sum(dim=axes, keepdim=True)
+    total = torch.where(beyond, costs, 0.0).sum(dim=axes, keepdim=True)
+    return torch.where(beyond, left * (costs / total.clamp(min=MAX_NATS)), costs)
 
 
 def _nearest_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
