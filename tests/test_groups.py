@@ -140,3 +140,9 @@ def test_an_extrapolation_does_not_go_by_group(grouped):
     X, machine = machines(800)
     with pytest.raises(ValueError, match="The threshold 'peaks_over_threshold' does not go by group"):
         VAEDetector(**TINY, threshold="peaks_over_threshold").fit(X, groups=machine)
+
+
+def test_groups_are_the_same_however_they_are_written():
+    groups = Groups.of(row_groups(["7", "7.0", "8", "8", "8.0"], 5))
+    assert (groups.names, groups.codes.tolist()) == (("7", "8"), [0, 0, 1, 1, 1])
+    assert groups.codes_of(row_groups(["7.0", "8", "9", None, "007"], 5)).tolist() == [0, 1, -1, -1, -1]

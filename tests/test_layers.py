@@ -18,6 +18,7 @@ ROOT = Path(vae_anomaly.__file__).parent
 # What each module may import of the package, in functions, too; names that only type checkers see do not count.
 TABLE = {
     # The ground: nothing of the package.
+    "spellings": set(),
     "errors": set(),
     "atomic": set(),
     "scratch": set(),
@@ -36,7 +37,7 @@ TABLE = {
     "baselines": set(),
     "splitting": set(),
     "row_hashes": set(),
-    "groups": {"errors", "thresholds"},
+    "groups": {"errors", "spellings", "thresholds"},
     "label_thresholds": {"errors"},
     "csv_text": {"number_texts"},
     "discoveries": {"thresholds"},
@@ -66,7 +67,7 @@ TABLE = {
     },
     # Tables and files.
     "bends": set(),
-    "preprocessing": {"bends", "errors"},
+    "preprocessing": {"bends", "errors", "spellings"},
     "persistence": {"atomic", "errors"},
     "data": {"data.table", "data.tabular"},
     "data.arrow": {"errors"},

@@ -1,5 +1,6 @@
 """Calibration rows by group, such as a machine: thresholds and p-values that hold within each of them (Mondrian)."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from vae_anomaly.errors import DataError
+from vae_anomaly.spellings import merged, places
 from vae_anomaly.thresholds import p_values
 
 __all__ = ["Groups", "RowGroups", "row_groups"]
@@ -71,7 +73,7 @@ class Groups:
     @classmethod
     def of(cls, rows: RowGroups) -> "Groups":
         """Groups of calibration rows, names in order."""
-        names = tuple(sorted({name for name in rows.names if name is not None}))
+        names = tuple(sorted(merged(Counter(name for name in rows.names if name is not None))))
         if not names:
             raise DataError(f"No calibration row has a {rows.column!r}: there are no groups. Leave the groups out.")
         return cls(rows.column, names, _places(names, rows.names))
@@ -111,7 +113,7 @@ class Groups:
 
 
 def _places(names: tuple[str, ...], wanted: NDArray[np.object_]) -> NDArray[np.int64]:
-    places: NDArray[np.int64] = (
-        pd.Index(names, dtype=object).get_indexer(pd.Index(wanted, dtype=object)).astype(np.int64)
-    )
-    return places
+    codes, known = pd.factorize(wanted)
+    found = places(names, known)
+    by_code = np.array([*(found.get(name, -1) for name in known), -1], dtype=np.int64)
+    return np.asarray(by_code[codes])

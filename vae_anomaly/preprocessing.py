@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from vae_anomaly.bends import PiecewiseLinear
 from vae_anomaly.errors import CellError, DataError
+from vae_anomaly.spellings import merged, places
 
 __all__ = ["Column", "Reals", "Schema"]
 
@@ -43,6 +45,8 @@ REMARKS = {
 }
 
 DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
+# What is as likely to part thousands.
+THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2},\d{3}\s*")
 
 Encoded = NDArray[np.float32]
 
@@ -223,9 +227,9 @@ class Schema:
         DataError
             If no column has two different values, or a column does not suit ``kinds``.
         """
-        columns = []
+        columns, categorical = [], set(map(str, categorical))
         for name in frame.columns:
-            as_category = kinds == "categories" or name in categorical
+            as_category = kinds == "categories" or str(name) in categorical
             column = _infer_column(str(name), frame[name], as_category, kinds, scaling)
             if column.kind == "real" and _varies(column):
                 column = _refined(column, frame[name], rank_share if scaling == "standard" else 0.0)
@@ -371,7 +375,9 @@ def _infer_column(name: str, values: "pd.Series[Any]", as_category: bool, kinds:
     seen = numbers[~np.isnan(numbers)]
     _refuse_infinite(name, numbers)
     distinct = _few_distinct(seen)
-    dtype = "bool" if _is_bool(values) else "int" if _are_whole(seen) else "float"
+    # Beside a missing value, truth values are objects.
+    truth = _is_bool(values) or pd.api.types.infer_dtype(values) == "boolean"
+    dtype = "bool" if truth else "int" if _are_whole(seen) else "float"
     if distinct is not None and kinds == "any":
         low, high = float(distinct[0]), float(distinct[-1])
         remark = "" if high > low else "constant"
@@ -459,15 +465,22 @@ def _refuse_decimal_commas(name: str, values: "pd.Series[Any]") -> None:
     found = np.flatnonzero([isinstance(value, str) and bool(DECIMAL_COMMA.fullmatch(value)) for value in values])
     if len(found) > values.notna().sum() / 2:
         row = int(found[0])
-        raise CellError(row, f"column {name!r}: {_shown(values.iloc[row])} has a decimal comma. Write it with a point.")
+        advice = "Write it with a point."
+        if all(THOUSANDS.fullmatch(str(values.iloc[row])) for row in found):
+            advice = "Write it with a point, or, if it parts thousands, without it."
+        raise CellError(row, f"column {name!r}: {_shown(values.iloc[row])} has a decimal comma. {advice}")
 
 
 def _parse(values: "pd.Series[Any]") -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Numbers (NaN where there is none), and which values are neither missing nor a number."""
     # Times would pass as numbers (nanoseconds), a missing one as a very large one.
-    texts = values.map(str, na_action="ignore") if values.dtype.kind in "mM" else values.where(values.notna(), None)
+    texts = values.map(str, na_action="ignore") if _has_calendar(values) else values.where(values.notna(), None)
     numbers = np.asarray(pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
     return numbers, np.asarray(np.isnan(numbers) & values.notna().to_numpy(), dtype=bool)
+
+
+def _has_calendar(values: "pd.Series[Any]") -> bool:
+    return values.dtype.kind in "mM" or isinstance(values.dtype, pd.PeriodDtype)
 
 
 def _shown(value: object) -> str:
@@ -491,24 +504,25 @@ def _is_numeric(values: "pd.Series[Any]") -> bool:
 
 def _as_texts(name: str, values: "pd.Series[Any]") -> "pd.Series[Any]":
     """Values as text; a whole number is written alike whether it was read as 1 or as 1.0."""
-    if pd.api.types.is_bool_dtype(values.dtype):
-        return values.map({True: "True", False: "False"})
     if _is_numeric(values):
         _refuse_infinite(name, values.to_numpy(dtype=np.float64, na_value=np.nan))
-        return values.map(
-            lambda value: f"{value:.0f}" if value == round(value) else repr(float(value)), na_action="ignore"
-        )
-    return values.map(str, na_action="ignore")
+    return values.map(_as_text, na_action="ignore")
+
+
+def _as_text(value: object) -> str:
+    # An integer as a float would lose its last digits.
+    if isinstance(value, Real) and not isinstance(value, Integral | bool | np.bool_):
+        return f"{value:.0f}" if float(value).is_integer() else repr(float(value))
+    return str(value)
 
 
 def _infer_text(name: str, values: "pd.Series[Any]", as_category: bool, kinds: str) -> Column:
-    texts = _as_texts(name, values)
-    counts = texts.value_counts()
-    n_values, n_distinct = int(counts.sum()), len(counts)
+    counts = merged(_as_texts(name, values).value_counts().to_dict())
+    n_values, n_distinct = sum(counts.values()), len(counts)
     if n_distinct > MAX_CATEGORIES and n_distinct > n_values / 2 and not as_category:
         return Column(name, "ignored", "text", remark="free text")
     # Equally frequent categories in alphabetical order, so that the order of rows does not matter.
-    ranked = sorted(counts.index, key=lambda text: (-counts[text], text))[:MAX_CATEGORIES]
+    ranked = sorted(counts, key=lambda text: (-counts[text], text))[:MAX_CATEGORIES]
     if n_distinct <= 2 and kinds == "any":
         return Column(
             name, "binary", "text", values=tuple(sorted(ranked)), remark="" if n_distinct == 2 else "constant"
@@ -524,14 +538,20 @@ def _encode_column(column: Column, values: "pd.Series[Any] | NDArray[np.float64]
     elif _is_numeric(values):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
-        numbers, bad = _parse(values)
+        numbers, bad = _parse(values if column.dtype != "bool" else values.map(_as_bool))
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            raise CellError(row, f"column {column.name!r}: {_shown(values.iloc[row])} is not a number.")
+            wrong = "neither true nor false" if column.dtype == "bool" else "not a number"
+            raise CellError(row, f"column {column.name!r}: {_shown(values.iloc[row])} is {wrong}.")
     _refuse_infinite(column.name, numbers)
     if column.kind == "binary":
         return _codes(column, numbers)[:, None]
     return column.alone.encode(numbers[:, None])
+
+
+def _as_bool(value: object) -> object:
+    """A truth value in place of a text that says one."""
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -545,8 +565,7 @@ def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _encode_text(column: Column, values: "pd.Series[Any]") -> NDArray[np.float64]:
     texts = _as_texts(column.name, values)
-    places = texts.map({text: place for place, text in enumerate(column.values)})
-    codes = places.to_numpy(dtype=np.float64, na_value=np.nan)
+    codes = texts.map(places(column.values, texts.dropna().unique())).to_numpy(dtype=np.float64, na_value=np.nan)
     missing = texts.isna().to_numpy()
     if column.kind == "binary":
         return np.where(missing, np.nan, np.where(np.isnan(codes), UNSEEN, codes))[:, None]

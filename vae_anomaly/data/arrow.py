@@ -70,12 +70,20 @@ def _text(values: pa.ChunkedArray, name: str, column: str) -> pa.ChunkedArray:
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         values = values.cast(pa.timestamp(kind.unit, "UTC"))
     try:
-        text = values.cast(pa.string())
+        text = _whole_as_text(values) if pa.types.is_floating(kind) else values.cast(pa.string())
     except pa.ArrowException:
         raise _unusable(name, column, kind) from None
     if not has_calendar(kind):
         return text
     return pc.replace_substring_regex(pc.replace_substring(text, " ", "T"), r"\.0+(Z?)$", r"\1")
+
+
+def _whole_as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Floats as text, whole ones as integers: where a cell is missing, a frame holds ids and codes as floats."""
+    values = values.cast(pa.float64())
+    whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), float(2**53)))
+    digits = pc.if_else(whole, values, pa.scalar(None, pa.float64())).cast(pa.int64()).cast(pa.string())
+    return pc.coalesce(digits, values.cast(pa.string()))
 
 
 def _values(values: pa.ChunkedArray, name: str, column: str) -> Any:
