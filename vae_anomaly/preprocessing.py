@@ -504,12 +504,16 @@ def _is_numeric(values: "pd.Series[Any]") -> bool:
 
 def _as_texts(name: str, values: "pd.Series[Any]") -> "pd.Series[Any]":
     """Values as text; a whole number is written alike whether it was read as 1 or as 1.0."""
+    if isinstance(values.dtype, pd.StringDtype):
+        return values
     if _is_numeric(values):
         _refuse_infinite(name, values.to_numpy(dtype=np.float64, na_value=np.nan))
     return values.map(_as_text, na_action="ignore")
 
 
 def _as_text(value: object) -> str:
+    if isinstance(value, str):
+        return value
     # An integer as a float would lose its last digits.
     if isinstance(value, Real) and not isinstance(value, Integral | bool | np.bool_):
         return f"{value:.0f}" if float(value).is_integer() else repr(float(value))
@@ -564,16 +568,29 @@ def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _encode_text(column: Column, values: "pd.Series[Any]") -> NDArray[np.float64]:
-    texts = _as_texts(column.name, values)
-    codes = texts.map(places(column.values, texts.dropna().unique())).to_numpy(dtype=np.float64, na_value=np.nan)
-    missing = texts.isna().to_numpy()
+    places, missing = _places(column, values)
     if column.kind == "binary":
-        return np.where(missing, np.nan, np.where(np.isnan(codes), UNSEEN, codes))[:, None]
+        return np.where(missing, np.nan, np.where(np.isnan(places), UNSEEN, places))[:, None]
     other = len(column.values)
-    onehot = np.zeros((len(codes), column.width))
-    onehot[np.arange(len(codes)), np.where(np.isnan(codes), other, codes).astype(np.intp)] = 1.0
+    onehot = np.zeros((len(places), column.width))
+    onehot[np.arange(len(places)), np.where(np.isnan(places), other, places).astype(np.intp)] = 1.0
     onehot[missing] = np.nan
     return onehot
+
+
+def _places(column: Column, values: "pd.Series[Any]") -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Place of each value among those of the column, NaN where it is none of them, and which ones are missing."""
+    if _is_numeric(values):
+        _refuse_infinite(column.name, values.to_numpy(dtype=np.float64, na_value=np.nan))
+    if values.dtype == object:
+        # 1 and True are equal, and no one text.
+        values = _as_texts(column.name, values)
+    # Each value is looked up once, however often it occurs.
+    codes, distinct = pd.factorize(values)
+    texts = _as_texts(column.name, pd.Series(distinct))
+    known = places(column.values, texts)
+    by_code = np.array([*(known.get(text, np.nan) for text in texts), np.nan])
+    return by_code[codes], np.asarray(codes < 0)
 
 
 def _decode_column(column: Column, encoded: NDArray[Any]) -> Any:
