@@ -33,6 +33,8 @@ def drift_p_value(calibration_scores: ArrayLike, scores: ArrayLike) -> float | N
     Parameters
     ----------
     calibration_scores : array-like of shape (n_calibration,)
+        Of rows that no member was trained on. Scores out of fold, as below 2,000 training rows, follow another law than
+        those of new rows: there the test alarms without cause.
     scores : array-like of shape (n_samples,)
         NaN where a row could not be scored.
 
