@@ -540,6 +540,50 @@ def test_the_output_is_a_folder(model, verb):
     fails(USAGE, "-o out: this is a folder; name a file in it.", verb, *arguments, "-o", "out")
 
 
+@pytest.mark.parametrize("spelling", ["new.csv", "./new.csv", "{}/new.csv", "link.csv"])
+@pytest.mark.parametrize("verb", ["fit", "score", "calibrate", "sample"])
+def test_an_output_that_is_read_is_refused(model, verb, spelling):
+    data, output = save(mixed()), spelling.format(Path().absolute())
+    Path("link.csv").symlink_to(data)
+    Path("m.csv").write_bytes(model.read_bytes())
+    reads = {"fit": [data, *TINY_OPTIONS], "score": [model, data], "calibrate": [model, data], "sample": ["m.csv"]}
+    output = output.replace("new", "m").replace("link", "m") if verb == "sample" else output
+    sentence = f"-o {output}: this would replace {'m.csv' if verb == 'sample' else data}, which is read."
+    fails(USAGE, sentence, verb, *reads[verb], "-o", output, "--overwrite")
+
+
+def test_a_model_is_replaced_by_its_calibration_alone(model):
+    write(model.read_bytes(), "m.safetensors")
+    run("calibrate", "m.safetensors", "normal.csv", "-o", "m.safetensors", "--overwrite")
+    write(model.read_bytes(), "m.csv")
+    fails(USAGE, "this would replace m.csv", "score", "m.csv", "normal.csv", "-o", "m.csv", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"), [("report", "roc.csv"), ("report", "metrics.json"), ("compare", "compare.csv")]
+)
+def test_a_report_of_what_it_would_replace_is_refused(model, verb, name):
+    Path("out").mkdir()
+    read = ["out/roc.csv"] if name == "roc.csv" else ["out/compare.csv"] if verb == "compare" else ["labelled.csv"]
+    if verb == "report":
+        write(model.read_bytes(), "out/metrics.json")
+        read = ["out/metrics.json", *read]
+    labelled().to_csv(read[-1], index=False)
+    sentence = f"-o out/{name}: this would replace out/{name}, which is read."
+    fails(USAGE, sentence, verb, *read, "--label", "anomaly", "-o", "out", "--overwrite")
+
+
+def test_an_output_among_the_tables_of_a_folder_is_refused(model):
+    Path("parts").mkdir()
+    mixed().to_csv("parts/a.csv", index=False)
+    sentence = "this would lie among the files of parts, which are read. Name a file elsewhere."
+    for output in ("parts/a.csv", "parts/b.csv"):
+        fails(USAGE, sentence, "score", model, "parts", "-o", output, "--overwrite")
+    fails(USAGE, sentence, "fit", "parts", *TINY_OPTIONS, "-o", "parts/../parts/a.csv", "--overwrite")
+    # A model is not read as a table.
+    run("fit", "parts", *TINY_OPTIONS, "-o", "parts/m.safetensors")
+
+
 def test_an_output_of_unknown_format_is_refused_before_any_work():
     fails(
         USAGE,

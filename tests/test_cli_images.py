@@ -67,6 +67,19 @@ def test_maps_mirror_the_images_and_sum_to_the_scores(plant):
     run("score", plant / "disc.safetensors", plant / "disc", "-o", "t.csv", "--maps", "maps", exit_code=2)
 
 
+def test_images_are_not_replaced_by_their_maps(plant):
+    save(Path("new"), discs(3))
+    arguments = ("score", plant / "disc.safetensors", "new", "--overwrite")
+    before = Path("new/000.png").read_bytes()
+    result = run(*arguments, "-o", "s.csv", "--maps", "new", exit_code=2)
+    assert "--maps new: new/000.png would replace what is read. Name another folder." in result.stderr
+    assert Path("new/000.png").read_bytes() == before
+    fitted = run("fit", "new", "-o", "new/000.png", *OPTIONS, "--overwrite", exit_code=2)
+    assert "-o new/000.png: this would lie among the files of new, which are read." in fitted.stderr
+    # A table is none of the images.
+    run(*arguments, "-o", "new/s.csv")
+
+
 def test_a_report_shows_the_images(plant):
     run("report", plant / "disc.safetensors", plant / "disc", "-o", "out", "--type", "kind")
     metrics = json.loads(Path("out/metrics.json").read_text())

@@ -179,25 +179,28 @@ TABLE = {
     "cli.common": {
         "data", "data.batches", "data.writers", "detector", "errors", "parameters", "products", "thresholds",
     },
+    "cli.apart": {"cli.images", "data", "data.decoding", "data.maps"},
     "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
     "cli.large": {"cli.common", "cli.images", "data.large", "errors", "memory"},
     "cli.fit": {
-        "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.drawings", "data.images", "detector",
-        "errors", "in_parts", "planning", "predictions", "row_hashes", "splitting",
+        "cli.apart", "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.drawings",
+        "data.images", "detector", "errors", "in_parts", "planning", "predictions", "row_hashes", "splitting",
     },
     "cli.score": {
-        "", "atomic", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps", "partial",
-        "predictions", "score_file",
+        "", "atomic", "cli.apart", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps",
+        "partial", "predictions", "score_file",
     },
-    "cli.calibrate": {"cli.common", "cli.images", "data", "data.decode_once", "errors", "predictions"},
+    "cli.calibrate": {"cli.apart", "cli.common", "cli.images", "data", "data.decode_once", "errors", "predictions"},
     "cli.report": {
-        "account", "atomic", "by_type", "cli.common", "cli.images", "metrics", "paired", "pixel_metrics", "report",
+        "account", "atomic", "by_type", "cli.apart", "cli.common", "cli.images", "metrics", "paired", "pixel_metrics",
+        "report",
     },
     "cli.compare": {
-        "", "atomic", "cli.common", "comparison", "detector", "errors", "predictions", "report", "report.comparison",
+        "", "atomic", "cli.apart", "cli.common", "comparison", "detector", "errors", "predictions", "report",
+        "report.comparison",
     },
     "cli.inspect": {"cli.common", "persistence"},
-    "cli.sample": {"atomic", "cli.common", "data.images", "data.writers", "errors", "traversal"},
+    "cli.sample": {"atomic", "cli.apart", "cli.common", "data.images", "data.writers", "errors", "traversal"},
     "cli.demo": {"atomic", "baselines", "cli.common", "data.samples", "data.writers", "errors"},
 }  # fmt: skip
 

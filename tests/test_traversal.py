@@ -116,7 +116,8 @@ def test_sheets(folder, detector):
     run("sample", "disc.safetensors", "--between", "a.png", "b.png", "-n", 4, "-o", "b.npy")
     first, second = (np.asarray(Image.open(f"{name}.png"), np.float32)[None] / 255 for name in "ab")
     np.testing.assert_allclose(np.load("b.npy")[..., 0], between(detector, first, second, n_images=4)[:, 0], atol=1e-6)
-    assert run("sample", "disc.safetensors", "--between", "a.png", "b.png", "-o", "b.png", "-q", "--overwrite")
+    run("sample", "disc.safetensors", "--between", "a.png", "b.png", "-o", "b.png", "-q", "--overwrite", exit_code=2)
+    assert run("sample", "disc.safetensors", "--between", "a.png", "b.png", "-o", "t.png", "-q", "--overwrite")
     # Images of any size are resized, as score does it.
     Image.open("a.png").resize((40, 30)).save("large.png")
     run("sample", "disc.safetensors", "--between", "large.png", "a.png", "-o", "l.png")

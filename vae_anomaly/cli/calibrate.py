@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import (
     FiniteRange,
     Fraction,
@@ -77,6 +78,8 @@ def command(
     given = {"fpr": fpr, "beta": beta, "cost_miss": cost_miss, "cost_alarm": cost_alarm}
     parameters = {name: value for name, value in given.items() if value is not None}
     _check_options(threshold, columns["label"], group, parameters)
+    # The model itself may be replaced.
+    check_apart(output, [data])
     check_output(output, overwrite, stdout=False)
     detector = load_detector(model, device)
     own = () if group is None else (group,)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import (
     NameType,
     check_device,
@@ -89,7 +90,7 @@ def command(
         raise click.UsageError(
             "A comparison needs labels: name the column that says which rows are normal with --label."
         )
-    outputs = None if output is None else _outputs(output, overwrite)
+    outputs = None if output is None else _outputs(output, overwrite, data)
     check_device(device)
     names = baselines or tuple(registry("baseline"))
     # A table that can't be used is found before the work on those before it is done.
@@ -107,7 +108,7 @@ def command(
         print_json(_document(compared, seed))
 
 
-def _outputs(output: str, overwrite: bool) -> Outputs:
+def _outputs(output: str, overwrite: bool, reads: Sequence[str]) -> Outputs:
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise click.UsageError(f"-o {output}: name a folder.")
@@ -116,6 +117,7 @@ def _outputs(output: str, overwrite: bool) -> Outputs:
     outputs = Outputs(folder / "compare.json", folder / "compare.csv", folder / "compare.html")
     if folder.is_dir():
         for target in outputs:
+            check_apart(str(target), reads)
             check_output(str(target), overwrite)
     return outputs
 

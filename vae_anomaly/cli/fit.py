@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import (
     FiniteRange,
     Fraction,
@@ -153,6 +154,7 @@ def command(
     kmnist, cifar10, svhn. With --label or --normal-class, only what is normal is trained on. The threshold is set by
     rows that the members scoring them did not train on.
     """
+    check_apart(output, [path for path in (data, params["backbone_weights"]) if path])
     check_output(output, overwrite, stdout=False)
     check_device(params["device"], params["precision"])
     columns: dict[str, Any] = {

@@ -4,12 +4,14 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import (
     FiniteRange,
     Fraction,
@@ -101,7 +103,7 @@ def command(
     if options["also"] and len(models) > 1:
         raise click.UsageError("--compare-score compares the scores of one model, and several are named.")
     columns = {name: options.pop(name) for name in READING}
-    outputs = _outputs(output, overwrite)
+    outputs = _outputs(output, overwrite, [*models, data])
     _check_plots(plots, overwrite)
     names = _names(models)
     detectors = {name: load_detector(path, device) for name, path in names.items()}
@@ -157,7 +159,7 @@ def _model_columns(detectors: "Iterable[VAEDetector]", types: str | None) -> dic
     return {key: tuple(dict.fromkeys(name for one in each for name in one[key])) for key in ("keep", "text_columns")}
 
 
-def _outputs(output: str, overwrite: bool) -> Outputs:
+def _outputs(output: str, overwrite: bool, reads: Sequence[str]) -> Outputs:
     path = Path(output)
     if path.suffix.lower() in (".html", ".htm"):
         folder, html = path.parent, path
@@ -170,6 +172,7 @@ def _outputs(output: str, overwrite: bool) -> Outputs:
     outputs = Outputs(html, folder / "metrics.json", folder / "roc.csv", folder / "pr.csv")
     if folder.is_dir() or html is path:
         for target in outputs:
+            check_apart(str(target), reads)
             check_output(str(target), overwrite)
     return outputs
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import check_output, load_detector, output_format, overwrite_option, tell
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def command(
     """Draw new rows or images from the prior of MODEL, in the units and types of what it was fitted on."""
     if traverse and between:
         raise click.UsageError("--traverse and --between are two sheets; ask for one at a time.")
+    check_apart(output, [model, *(between or ())])
     check_output(output, overwrite)
     detector = load_detector(model)
     if detector.holds_images:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from vae_anomaly.cli.apart import check_apart, check_maps_apart
 from vae_anomaly.cli.common import (
     FiniteRange,
     Fraction,
@@ -93,6 +94,7 @@ def command(
     """Score the rows of DATA with MODEL: one line each, with score, p-value, verdict and the features behind it."""
     if output == "-" and as_json:
         raise click.UsageError("--json and the predictions both go to standard output; name a file with -o.")
+    check_apart(output, [model, data])
     check_output(output, overwrite)
     if resume and "-" in (output, data):
         raise click.UsageError("--resume is for files: standard input and output can't be gone back to.")
@@ -139,7 +141,7 @@ def _score_images(
 
     images = cast("Images", read_any(data, split="test", detector=detector, **columns))
     if maps is not None:
-        _check_maps(maps, overwrite)
+        _check_maps(maps, overwrite, images)
     with image_progress(quiet, "Scoring", "Scored", len(images)) as on_part:
         predictions, _ = predict_table(detector, images, on_part=on_part, **asked)
     _write(predictions, output, file_format)
@@ -220,7 +222,7 @@ def _row_progress(quiet: bool) -> Callable[[int], None] | None:
     return on_rows
 
 
-def _check_maps(folder: str, overwrite: bool) -> None:
+def _check_maps(folder: str, overwrite: bool, images: "Images") -> None:
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise click.UsageError(f"--maps {folder}: name a folder.")
@@ -228,6 +230,7 @@ def _check_maps(folder: str, overwrite: bool) -> None:
         raise click.UsageError(f"--maps {folder}: the folder {str(path.parent)!r} does not exist. Create it first.")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise click.UsageError(f"--maps {folder}: there are files already. Add --overwrite to replace them.")
+    check_maps_apart(folder, images)
 
 
 def _write(predictions: "pd.DataFrame", output: str, file_format: str) -> None:
