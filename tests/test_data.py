@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vae_anomaly.data import READERS, Data, read
+from vae_anomaly.data.batches import open_batches
 from vae_anomaly.data.delimited import MISSING
 from vae_anomaly.data.samples import SAMPLES, split_sample
 from vae_anomaly.data.table import labels
@@ -120,6 +121,44 @@ def test_delimiter_is_found_in_the_header(delimiter):
     assert dict(read(path).X.iloc[0]) == {"a": 1, "b,c;d|e": 2, "f": 3}
 
 
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("Temp, °C;Druck, bar\n21,1;1,1\n20,5;1,2\n", ["Temp, °C", "Druck, bar"]),
+        ("Temp, °C;Druck\n21,5;1013\n", ["Temp, °C", "Druck"]),
+        ("Temp (°C, inlet);Druck\n1;2\n", ["Temp (°C, inlet)", "Druck"]),
+        ("Temp, °C\tDruck, bar\n21,5\t1.013,5\n;,\t\n", ["Temp, °C", "Druck, bar"]),
+        ("Ort, Land;Temp, °C\nKöln, DE;21,5\n", ["Ort, Land", "Temp, °C"]),
+        ("tags;more,value\na;b,1.5\nc;d,\n", ["tags;more", "value"]),
+        ("flow|m3;temp|C,heat\n1,2\n", ["flow|m3;temp|C", "heat"]),
+        ('"a;b";"c\n,d"\n"1;2";"3\n,4"\n', ["a;b", "c\n,d"]),
+        ("v\n1;2\n3;4\n".replace(";", "."), ["v"]),
+        # A sample of the file ends within a row, and within a quoted cell.
+        ("a, b;c\n" + "1,5;'x'\n" * 20_000, ["a, b", "c"]),
+        ("a, b;c\n" + "1,5;2\n" * 10_000 + '1,5;"x\n' + "y,\n" * 9_000 + '"\n', ["a, b", "c"]),
+        # Its header alone is longer, and decides.
+        ("\ufeff" + ";".join(["x, mm", *map(str, range(20_000))]) + "\n" + ";".join("1" * 20_001) + "\n", None),
+    ],
+)  # fmt: skip
+def test_delimiter_is_that_of_the_rows_however_they_are_read(text, columns, monkeypatch):
+    columns = columns or ["x, mm", *map(str, range(20_000))]
+    path = save(text)
+    assert list(read(path).X) == columns
+    assert list(open_batches(path).features) == columns
+    for reader in (read, open_batches):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+        found = reader("-")
+        assert list(found.X if reader is read else found.features) == columns
+
+
+def test_two_likely_delimiters():
+    path = save("a;b,c\nx;y,z\n")
+    for reader in (read, open_batches):
+        with says("pump.csv: ',' or ';' may stand between its cells. Name the right one with --delimiter."):
+            reader(path)
+    assert list(read(path, delimiter=";").X) == list(open_batches(path, delimiter=";").features) == ["a", "b,c"]
+
+
 def test_delimiter_given():
     assert list(read(save("a,b:c\n1,2:3\n"), delimiter=":").X) == ["a,b", "c"]
     with says("The delimiter '::' is not one character."):
@@ -177,7 +216,11 @@ def test_rows_of_more_than_a_mebibyte():
             "pump.csv has no header: its first line holds only numbers. Add a line of column names.",
         ),
         ("a,b,a,b,c\n1,2,3,4,5\n", "pump.csv has more than one column named 'a', 'b'. Rename them."),
-        ("a,b\n1,2\n\n3,4,5\n", "pump.csv, row 2: expected 2 cells, found 3. Put cells that hold ',' in quotes."),
+        (
+            "a,b\n1,2\n\n3,4,5\n",
+            "pump.csv, row 2: expected 2 cells, found 3. Put cells that hold ',' in quotes, or name another delimiter "
+            "with --delimiter.",
+        ),
         ('a,b\n1,"x\ny"\n3\n', "pump.csv, row 2: expected 2 cells, found 1."),
         ('a,b\n1,2\n3,"x\n4,5\n', "pump.csv, row 2: a quoted cell does not end."),
         (b"a,b\n1,2\n1,caf\xe9\n", "pump.csv, line 3 is not UTF-8 text. Save the file again as UTF-8."),

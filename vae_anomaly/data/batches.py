@@ -301,7 +301,7 @@ class _Csv:
         if not self._first:
             raise DataError(f"{name} is empty.")
         check_utf8(some, name)
-        delimiter = options.delimiter or find_delimiter(some.removeprefix(b"\xef\xbb\xbf"))
+        delimiter = options.delimiter or find_delimiter(self._first, name)
         # The rows may go on where the beginning ends.
         self.layout = csv_layout(self._first if whole else some + b".", name, Options(delimiter=delimiter))
         self.columns, self._ends = list(self.layout.names), RowEnds(delimiter)

@@ -19,6 +19,7 @@ from vae_anomaly.errors import DataError
 __all__ = [
     "DAMAGED_GZIP",
     "MISSING",
+    "SAMPLE_SIZE",
     "Layout",
     "check_utf8",
     "csv_layout",
@@ -34,7 +35,14 @@ MISSING = ("", "NA", "NaN", "nan", "-nan", "-NaN", "N/A", "n/a", "#N/A", "#NA", 
 
 DAMAGED_GZIP = (OSError, EOFError, zlib.error)
 
+DELIMITERS = ",;\t|"
+# What of a file decides on its delimiter: bytes, and rows with the header.
+SAMPLE_SIZE = 1 << 16
+SAMPLE_ROWS = 100
+
 _BOM = b"\xef\xbb\xbf"
+# With a point or a comma, and with either between thousands.
+_NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*(?:[eE][-+]?\d+)?")
 # Blocks are parsed side by side, but a row has to fit into one: if it does not, into a larger one.
 _BLOCK_SIZES = (1 << 22, 1 << 24)
 
@@ -61,7 +69,7 @@ def csv_layout(content: bytes, name: str, options: Options) -> Layout:
     bare = content.removeprefix(_BOM)
     if bare.isspace() or not bare:
         raise DataError(f"{name} is empty.")
-    delimiter = options.delimiter or find_delimiter(bare)
+    delimiter = options.delimiter or find_delimiter(content, name)
     header, length = _header(bare, delimiter, name)
     _check_header(header, name)
     names = column_names([cell.strip() for cell in header], name)
@@ -140,13 +148,71 @@ def check_utf8(content: bytes, name: str, first_line: int = 0) -> None:
         raise DataError(f"{name}, line {line} is not UTF-8 text. Save the file again as UTF-8.") from None
 
 
-def find_delimiter(content: bytes) -> str:
-    """The likeliest character between the cells of the header: a comma unless another occurs more often."""
-    for line in _lines(content):
-        if line.strip():
-            bare = re.sub('"[^"]*"', "", line)
-            return max(",;\t|", key=bare.count)
-    return ","
+def find_delimiter(content: bytes, name: str) -> str:
+    """The character that splits the header and the first rows of a CSV file into equally many cells.
+
+    Of several, the one that leaves more numbers, decimal commas included, and then texts, whole. If there is none, the
+    one that does so with most rows, or occurs most often in the header; a comma by default.
+
+    Raises
+    ------
+    DataError
+        If two are as likely.
+    """
+    header, tables = _beginning(content)
+    fits = {delimiter: _share_that_fits(rows) for delimiter, rows in tables.items()}
+    fitting = [delimiter for delimiter, share in fits.items() if share == 1.0]
+    if not fitting:
+        bare = re.sub('"[^"]*"', "", header)
+        return max(DELIMITERS, key=lambda delimiter: (fits[delimiter], bare.count(delimiter)))
+    numbers = {delimiter: _numbers(tables[delimiter][1:], fitting) for delimiter in fitting}
+    best = [delimiter for delimiter in fitting if numbers[delimiter] == max(numbers.values())]
+    if len(best) > 1:
+        either = " or ".join(map(repr, best))
+        raise DataError(f"{name}: {either} may stand between its cells. Name the right one with --delimiter.")
+    return best[0]
+
+
+def _beginning(content: bytes) -> tuple[str, dict[str, list[list[str]]]]:
+    """The header, and the rows that a file begins with as each delimiter splits them; the same however much is given.
+
+    A file that is read in batches is known as far as ``SAMPLE_SIZE`` at least.
+    """
+    sample = content[:SAMPLE_SIZE]
+    cut = len(sample) == SAMPLE_SIZE
+    if cut:
+        sample = sample[: max(sample.rfind(b"\n"), sample.rfind(b"\r")) + 1]
+    if not sample.removeprefix(_BOM).strip():
+        # The header alone is longer.
+        sample = next((line.encode() for line in _lines(content) if line.strip()), b"")
+    lines = [*io.StringIO(sample.removeprefix(_BOM).decode(errors="replace"), newline="")]
+    header = next((line for line in lines if line.strip()), "")
+    return header, {delimiter: _split(lines, delimiter, cut) for delimiter in DELIMITERS}
+
+
+def _split(lines: Sequence[str], delimiter: str, cut: bool) -> list[list[str]]:
+    """The first rows, the header among them; a quoted cell may be cut in the last one."""
+    try:
+        rows = [row for row in csv.reader(lines, delimiter=delimiter) if len(row) > 1 or any(map(str.strip, row))]
+    except csv.Error:  # a cell of more than 128 KiB, say
+        return []
+    return (rows[:-1] if cut else rows)[:SAMPLE_ROWS]
+
+
+def _share_that_fits(rows: Sequence[Sequence[str]]) -> float:
+    """Share of the rows below the header that have as many cells as it; 0 if it has but one."""
+    if len(rows) < 2 or len(rows[0]) < 2:
+        return 0.0
+    return sum(len(row) == len(rows[0]) for row in rows[1:]) / (len(rows) - 1)
+
+
+def _numbers(rows: Sequence[Sequence[str]], delimiters: Sequence[str]) -> tuple[float, bool]:
+    """Share of the cells that are numbers, and whether no other cell holds one of the delimiters."""
+    cells = [cell.strip() for row in rows for cell in row]
+    given = [cell for cell in cells if cell not in MISSING]
+    others = [cell for cell in given if not _NUMBER.fullmatch(cell)]
+    whole = not any(delimiter in cell for cell in others for delimiter in delimiters)
+    return 1 - len(others) / max(1, len(given)), whole
 
 
 def _lines(content: bytes) -> Iterator[str]:
@@ -235,8 +301,9 @@ def _check_widths(body: bytes, delimiter: str, expected: int, name: str, first_r
     except csv.Error:  # a cell of more than 128 KiB, say
         return
     if wrong is not None:
-        problem = f"expected {expected} cells, found {wrong[1]}. Put cells that hold {delimiter!r} in quotes."
-        raise DataError(f"{name}, row {first_row + wrong[0]}: {problem}")
+        problem = f"expected {expected} cells, found {wrong[1]}"
+        advice = f"Put cells that hold {delimiter!r} in quotes, or name another delimiter with --delimiter."
+        raise DataError(f"{name}, row {first_row + wrong[0]}: {problem}. {advice}")
 
 
 def _without_calendar(table: pa.Table, read_text: Callable[[Sequence[str]], pa.Table]) -> pa.Table:

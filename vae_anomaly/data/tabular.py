@@ -73,7 +73,7 @@ def read(
     text_columns : sequence of str
         Columns that are text even where they look like numbers, so that ``007`` stays ``007``.
     delimiter : str, optional
-        One character between the cells of a CSV file. Found in the header unless given.
+        One character between the cells of a CSV file. Found in the header and the first rows unless given.
 
     Returns
     -------
