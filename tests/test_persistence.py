@@ -146,6 +146,19 @@ def test_notes_are_carried_along(detector, tmp_path):
     assert load(tmp_path / NAME).notes_ == {"data": "pump.csv", "n": 3}
 
 
+def test_a_full_disk_is_an_error_of_the_system(detector, tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            detector.save(tmp_path / "m.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(tmp_path / "m.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_only_a_fitted_detector_can_be_saved(tmp_path):
     with pytest.raises(ValueError, match="not fitted"):
         VAEDetector().save(tmp_path / NAME)

@@ -6,6 +6,7 @@ This module knows tensors as NumPy arrays and the document as plain data, so a h
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,26 @@ def save_model(path: str | os.PathLike[str], header: Mapping[str, Any], tensors:
     header : mapping
         Plain data that JSON can hold. The format version and a checksum over header and tensors are added.
     tensors : mapping of str to ndarray
+
+    Raises
+    ------
+    OSError
+        If the file can't be written, as on a full disk.
     """
     arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     document = {"format_version": FORMAT_VERSION, **header}
     document["checksum"] = _checksum(document, arrays)
     with replacing(path) as temporary:
-        save_file(arrays, str(temporary), metadata={KEY: json.dumps(document, sort_keys=True)})
+        try:
+            save_file(arrays, str(temporary), metadata={KEY: json.dumps(document, sort_keys=True)})
+        except SafetensorError as error:
+            raise _as_os_error(error, path) from None
+
+
+def _as_os_error(error: SafetensorError, path: str | os.PathLike[str]) -> Exception:
+    """A full disk as Python says it; the library has an error of its own, with the number in its text."""
+    found = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
+    return error if found is None else OSError(int(found[2]), found[1], os.fspath(path))
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
