@@ -129,6 +129,13 @@ def test_figures_on_rows_that_were_trained_on_are_no_test_result(models):
     assert report(models[0], *LABELLED, "--overwrite")["is_test_result"] is True
 
 
+def test_curves_of_an_earlier_report_do_not_stay(models):
+    report(models[0], *LABELLED)
+    assert Path("out/roc.csv").exists()
+    run("report", models[0], "labelled.csv", "-o", "out", "--overwrite")
+    assert sorted(path.name for path in Path("out").iterdir()) == ["metrics.json", "report.html"]
+
+
 @pytest.mark.parametrize("rule", ["youden", "f_beta", "cost", "recall_at_fpr"])
 def test_a_threshold_chosen_on_these_labels_is_marked(models, rule):
     run("calibrate", models[0], *LABELLED, "--threshold", rule, "-o", "chosen.safetensors")

@@ -242,6 +242,10 @@ def _write(outputs: Outputs, contents: "Contents", metrics: dict[str, Any], plot
         if isinstance(given, Evaluation):
             for path, table in ((outputs.roc, roc_table(given)), (outputs.pr, pr_table(given))):
                 pd.DataFrame(table).to_csv(stack.enter_context(replacing(path)), index=False, lineterminator="\n")
+    if not isinstance(given, Evaluation):
+        # Those of an earlier report would pass as curves of this one.
+        for path in (outputs.roc, outputs.pr):
+            path.unlink(missing_ok=True)
 
 
 def _tell_summary(quiet: bool, contents: "Contents", outputs: Outputs, plots: str | None, several: bool) -> None:
