@@ -42,6 +42,29 @@ def test_an_interruption_between_content_and_note_leaves_the_batch_to_be_written
     assert Path("scores.csv").read_bytes() == b"1\n2\n3\n"
 
 
+def test_content_of_which_nothing_was_noted_does_not_stay(monkeypatch):
+    full = OSError(28, "No space left on device")
+
+    def failing(self):
+        raise full
+
+    first = Partial("scores.csv", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "_note", failing)
+        for step in (lambda: first.append(b"1\n", {"rows": 1}, {}), first.close):
+            with pytest.raises(OSError, match="No space left"):
+                step()
+    assert os.listdir() == []
+    # What was noted once is gone on with.
+    first.append(b"1\n", {"rows": 1}, {})
+    monkeypatch.setattr(Partial, "_note", failing)
+    with pytest.raises(OSError, match="No space left"):
+        first.close()
+    assert sorted(os.listdir()) == ["scores.csv.partial", "scores.csv.partial.state"]
+    assert Partial("scores.csv", {}).fits
+    assert not Partial("scores.csv", {"data": "other"}).fits
+
+
 @pytest.mark.parametrize("name", ["\U0001d516" * 62, "x" * 250, "scores.csv"])
 def test_a_name_as_long_as_a_file_system_allows(name):
     with replacing(name) as temporary:

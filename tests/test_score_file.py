@@ -268,7 +268,8 @@ def test_a_run_that_was_cut_off_is_not_gone_on_with_unasked(model, monkeypatch):
     cut_off(monkeypatch, 2, OSError(28, "No space left on device"), *arguments)
     for change in (["--top", 1], ["--scores", "kl"], ["--fdr", 0.1]):
         result = run(*arguments, *change, "--resume", exit_code=3)
-        assert "scores.csv.partial was made by another run: the option" in result.stderr
+        assert f"scores.csv.partial was made by another run: the option {change[0]} differs" in result.stderr
+        assert "goes on from there" not in result.stderr
     state = Path("scores.csv.partial.state").read_bytes()
     Path("scores.csv.partial.state").write_bytes(state[:50])
     assert "scores.csv.partial.state is damaged" in run(*arguments, "--resume", exit_code=3).stderr
@@ -276,6 +277,30 @@ def test_a_run_that_was_cut_off_is_not_gone_on_with_unasked(model, monkeypatch):
     assert "Replacing scores.csv.partial" in run(*arguments).stderr
     assert sorted(os.listdir()) == ["new.csv", "scores.csv"]
     assert len(read_predictions("scores.csv")) == 200
+
+
+@pytest.mark.parametrize("options", [(), ("--resume",)])
+def test_a_file_that_no_run_left_is_kept(model, options):
+    save(mixed(200, seed=1), "new.csv")
+    Path("scores.csv.partial").write_text("mine")
+    arguments = ["score", model, "new.csv", "-o", "scores.csv", *options]
+    result = run(*arguments, exit_code=2)
+    assert "-o scores.csv: scores.csv.partial is in the way, and no run left it that can be gone on" in result.stderr
+    assert Path("scores.csv.partial").read_text() == "mine"
+    assert "Replacing scores.csv.partial, which can't be gone on with." in run(*arguments, "--overwrite").stderr
+    assert sorted(os.listdir()) == ["new.csv", "scores.csv"]
+
+
+def test_a_full_disk_leaves_nothing_that_can_not_be_gone_on_with(model, monkeypatch):
+    def failing(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    save(mixed(200, seed=1), "new.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr("vae_anomaly.partial.os.fsync", failing)
+        result = run("score", model, "new.csv", "-o", "scores.csv", exit_code=1)
+    assert result.stderr.splitlines()[-1] == "Error: No space left on device"
+    assert os.listdir() == ["new.csv"]
 
 
 def test_data_that_changed_are_scored_anew_only(model, monkeypatch):

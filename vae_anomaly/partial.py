@@ -59,6 +59,19 @@ class Partial:
         """Whether an earlier run left content and a note."""
         return self.path.is_file() and self.state_path.is_file()
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether something else has the name of the content."""
+        return self.path.exists() and not self.exists
+
+    @property
+    def fits(self) -> bool:
+        """Whether :meth:`resume` can go on with what an earlier run left."""
+        try:
+            return self.exists and bool(self._state())
+        except DataError:
+            return False
+
     def resume(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Go on after the content that was last noted; what was noted with it.
 
@@ -67,6 +80,14 @@ class Partial:
         DataError
             If another task made it, or it is damaged.
         """
+        length, notes, arrays = self._state()
+        self._file = self.path.open("r+b")
+        self._file.truncate(length)
+        self._file.seek(length)
+        return notes, arrays
+
+    def _state(self) -> tuple[int, dict[str, Any], dict[str, NDArray[Any]]]:
+        """What was last noted of the same task."""
         try:
             with np.load(self.state_path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -79,10 +100,7 @@ class Partial:
             raise DataError(f"{self.path} was made by another run: the {changed[0]} differs. {_WAY_OUT}")
         if self.path.stat().st_size < length:
             raise DataError(f"{self.path} is shorter than it was. {_WAY_OUT}")
-        self._file = self.path.open("r+b")
-        self._file.truncate(length)
-        self._file.seek(length)
-        return notes, arrays
+        return length, notes, arrays
 
     def append(self, content: bytes, notes: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
         """Add content, and note that it is complete up to here."""
@@ -115,11 +133,19 @@ class Partial:
         return self._file
 
     def close(self) -> None:
-        """Leave the content for :meth:`resume`."""
-        if self._file is not None:
+        """Leave the content for :meth:`resume`, or nothing where none was noted: it could not be gone on with."""
+        if self._file is None:
+            return
+        try:
             self._note()
-            self._file.close()
-            self._file = None
+        finally:
+            file, self._file = self._file, None
+            try:
+                # On a full disk, this fails as the note does.
+                file.close()
+            finally:
+                if not self.state_path.is_file():
+                    self.path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Leave nothing."""

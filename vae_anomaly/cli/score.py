@@ -110,7 +110,8 @@ def command(
     else:
         run = _table_run(detector, data, asked, maps, quiet, columns)
         name, ignored = run.batches.name, run.ignored_columns
-        tally = _score_table(run, output, file_format, _task(detector, model, data, asked, columns), resume, quiet)
+        task = _task(detector, model, data, asked, columns)
+        tally = _score_table(run, output, file_format, task, resume, overwrite, quiet)
     summary = _summary(detector, tally, name, output, fdr, ignored)
     _tell_summary(quiet, summary, tally, detector)
     if as_json:
@@ -168,7 +169,7 @@ def _table_run(
 
 
 def _score_table(
-    run: "ScoreRun", output: str, file_format: str, task: dict[str, Any], resume: bool, quiet: bool
+    run: "ScoreRun", output: str, file_format: str, task: dict[str, Any], resume: bool, overwrite: bool, quiet: bool
 ) -> "Tally":
     """Counts of the predictions, which are written."""
     from vae_anomaly.partial import Partial
@@ -176,14 +177,21 @@ def _score_table(
     if output == "-":
         return run.to_stream(sys.stdout.buffer)
     partial = Partial(output, task)
-    if resume and not partial.exists:
+    if partial.is_foreign and not overwrite:
+        raise click.UsageError(
+            f"-o {output}: {partial.path} is in the way, and no run left it that can be gone on with. Rename it, or "
+            "add --overwrite to replace it."
+        )
+    if partial.is_foreign:
+        tell(quiet, f"Replacing {partial.path}, which can't be gone on with.")
+    elif resume and not partial.exists:
         tell(quiet, f"There is no {partial.path} to go on with; starting from the first row.")
     elif not resume and partial.exists:
         tell(quiet, f"Replacing {partial.path}, which a run that was cut off has left; --resume would go on with it.")
     try:
         return run.to_file(output, file_format, task=task, resume=resume)
     except BaseException:
-        if partial.exists:
+        if partial.fits:
             tell(False, f"What is done is in {partial.path}; the same command with --resume goes on from there.")
         raise
 
@@ -196,7 +204,9 @@ def _task(
     from vae_anomaly.data.tabular import tables_in
 
     paths = [] if data == "-" else [Path(path) for path in (tables_in(data) if os.path.isdir(data) else [data])]
-    options = {name: columns[name] for name in ("id_column", "drop", "delimiter")}
+    given = {**asked, **columns}
+    options = {"--scores": "score_names", "--top": "n_top", "--fdr": "fdr", "--id": "id_column"}
+    options |= {f"--{name}": name for name in ("drop", "delimiter")}
     with open(model, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -205,7 +215,7 @@ def _task(
         # Another processor rounds otherwise.
         "device": detector.ensemble_.device.type,
         "data": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths],
-        **{f"option {name}": value for name, value in {**asked, **options}.items()},
+        **{f"option {option}": given[name] for option, name in options.items()},
     }
 
 
