@@ -71,6 +71,28 @@ def test_clone_and_parameters():
         copy.set_params(nonsense=1)
 
 
+def test_parameters_set_after_fit_wait_for_the_next_fit():
+    """KL scores were compared with a threshold of novelty, and sampling with more members than there are failed."""
+    X, changed = numbers(), {"score_name": "kl", "n_estimators": 3, "n_mc": 2, "fpr": 0.2, "threshold": "quantile"}
+    detector, wanted = VAEDetector(**TINY).fit(X), VAEDetector(**TINY).fit(X)
+    detector.set_params(**changed)
+    for method in ("anomaly_score", "predict", "p_value", "explain", "reconstruct", "latent"):
+        assert np.array_equal(getattr(detector, method)(X), getattr(wanted, method)(X)), method
+    assert np.array_equal(detector.sample(5), wanted.sample(5))
+    assert (detector.score_name_, detector.fitted_params_) == ("novelty", wanted.get_params())
+    rows = numbers(50, seed=1)
+    assert detector.calibrate(rows).threshold_ == wanted.calibrate(rows).threshold_
+    assert (
+        detector.choose_threshold(rows, [0, 1] * 25).calibrate(rows, threshold="conformal").threshold_rule_["fpr"]
+        == 0.05
+    )
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        detector.latent(X, member=2)
+    anew = VAEDetector(**{**TINY, **changed}).fit(X)
+    assert np.array_equal(detector.fit(X).anomaly_score(X), anew.anomaly_score(X))
+    assert detector.fitted_params_ == anew.get_params()
+
+
 def test_the_constructor_stores_its_arguments_unchanged():
     hidden, state = [8, 8], np.random.RandomState(0)
     detector = VAEDetector(hidden=hidden, random_state=state, fpr="not checked here")

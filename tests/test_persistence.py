@@ -52,6 +52,28 @@ def test_a_model_loads_where_its_device_is_not(tmp_path):
     assert np.array_equal(copy.anomaly_score(mixed(20, seed=1)), fitted.anomaly_score(mixed(20, seed=1)))
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"n_estimators": 6},
+        {"hidden": (8, 8)},
+        {"n_mc": 3},
+        {"prior": "vamp"},
+        {"likelihood": "gaussian"},
+        {"score_name": "kl"},
+        {"threshold": "elbow"},
+        {"fpr": 5},
+        {"max_steps": 0},
+        {"random_state": np.random.RandomState(3)},
+    ],
+    ids=lambda params: next(iter(params)),
+)
+def test_parameters_set_after_fit_do_not_spoil_the_file(params, path, tmp_path):
+    """Saving went through, and loading refused what was saved: the model was lost."""
+    load(path).set_params(**params).save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
 def test_everything_else_comes_back(detector, path):
     new, copy = mixed(50, seed=1), load(path)
     assert np.array_equal(copy.p_value(new), detector.p_value(new))
@@ -64,6 +86,7 @@ def test_everything_else_comes_back(detector, path):
     for field, values in vars(detector.history_).items():
         assert np.array_equal(getattr(copy.history_, field), values), field
     assert copy.get_params() == detector.get_params()
+    assert copy.fitted_params_ == detector.fitted_params_ == detector.get_params()
     assert copy.schema_.columns == detector.schema_.columns
     assert copy.feature_names_in_.tolist() == detector.feature_names_in_.tolist()
     assert copy.n_features_in_ == detector.n_features_in_

@@ -226,9 +226,9 @@ def _model_facts(detector: "VAEDetector", model_name: str) -> dict[str, object]:
     return {
         "File": model_name,
         "Score": detector.score_name_,
-        "Likelihood": detector.likelihood,
-        "Prior": detector.prior,
-        "Members": detector.n_estimators,
+        "Likelihood": detector.fitted_params_["likelihood"],
+        "Prior": detector.fitted_params_["prior"],
+        "Members": detector.ensemble_.n_estimators,
         "Latent variables": detector.architecture_["latent_dim"],
         "Active units, by member": ", ".join(str(int(count)) for count in detector.active_units_),
         "Rows trained on": detector.n_rows_["train"],
@@ -362,7 +362,7 @@ def _types(evaluation: Evaluation | Unlabelled, rows: "Data | Images", types: st
 
 def _cheap_scores(detector: "VAEDetector") -> list[str]:
     """Scores of the detector that do not take long; decoding a wide image for each draw does."""
-    n_drawn = detector.n_mc * detector.architecture_["n_entries"] * detector.schema_.n_parts
+    n_drawn = len(detector.eps_) * detector.architecture_["n_entries"] * detector.schema_.n_parts
     wide = detector.holds_images and n_drawn > MAX_DRAWN_ENTRIES
     return [name for name in detector.score_names_ if not (SCORES[name].costly or (wide and SCORES[name].draws))]
 

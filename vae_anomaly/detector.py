@@ -1,5 +1,6 @@
 """VAEDetector: the scikit-learn estimator that ties training, scores and thresholds together."""
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -195,6 +196,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         whose labels the threshold was chosen (``labels``, mostly empty).
     notes_ : dict
         Plain data that the model file carries along.
+    fitted_params_ : dict
+        Parameters that it was fitted with, the seed as ``random_state``. What is set by ``set_params`` afterwards
+        counts for the next fit alone.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         Only when ``X`` was a data frame.
@@ -341,6 +345,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.schema_ = self._infer_schema(frame, split.fitted)
         check_score(self.score_name, self.schema_)
         encoded = frame.encode(self.schema_) if isinstance(frame, TableInParts) else encode_rows(self.schema_, frame)
+        self.fitted_params_: dict[str, Any] = copy.deepcopy({**self.get_params(), "random_state": self.seed_})
         self.fingerprint_ = hashlib.sha256(np.ascontiguousarray(encoded).data).hexdigest()
         learned = with_changed_copies(self, self.schema_, frame, encoded, split, generators[-1])
         self._train(*learned, generators, on_check)
@@ -630,7 +635,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 f"The threshold was chosen on labels, by {last['name']!r}. Name a rule for normal data, such as "
                 "'conformal', to calibrate anew."
             )
-        fpr = (last["fpr"] or self.fpr) if fpr is None else fpr
+        fpr = (last["fpr"] or self.fitted_params_["fpr"]) if fpr is None else fpr
         threshold = last["name"] if threshold is None else threshold
         encoded = self._encode(X)
         rows = None if groups is None else row_groups(groups, len(encoded))
@@ -803,7 +808,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_can_generate()
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples} must be at least 1.")
-        blocks = np.array_split(np.arange(n_samples), self.n_estimators)
+        blocks = np.array_split(np.arange(n_samples), self.ensemble_.n_estimators)
         draws = []
         # The distributions draw from the global generator of the CPU, whose state is left as it was; one thread at a
         # time, or the draws of one would be missing in another's.
@@ -888,7 +893,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def score_name_(self) -> str:
         """Name of the score that it detects with."""
         check_is_fitted(self)
-        return default_score(self.schema_) if self.score_name == "auto" else self.score_name
+        name: str = self.fitted_params_["score_name"]
+        return default_score(self.schema_) if name == "auto" else name
 
     @property
     def score_names_(self) -> list[str]:
@@ -920,8 +926,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self.schema_.decode(np.empty(0))
 
     def _member(self, index: int) -> VAE:
-        if not 0 <= index < self.n_estimators:
-            raise ValueError(f"member={index} must lie between 0 and {self.n_estimators - 1}.")
+        if not 0 <= index < self.ensemble_.n_estimators:
+            raise ValueError(f"member={index} must lie between 0 and {self.ensemble_.n_estimators - 1}.")
         return next(itertools.islice(self.ensemble_.members(), index, None))
 
     def _encode(self, X: Any) -> NDArray[np.float32]:

@@ -59,8 +59,9 @@ def _array(value: torch.Tensor) -> Any:
 def _header(detector: "VAEDetector", notes: dict[str, Any]) -> dict[str, Any]:
     history = detector.history_
     return {
-        "params": {name: _plain(value) for name, value in detector.get_params().items()}
-        | {"random_state": detector.seed_},
+        # The device says where to fit next, and nothing of the model.
+        "params": {name: _plain(value) for name, value in detector.fitted_params_.items()}
+        | {"device": _plain(detector.device)},
         "score": detector.score_name_,
         "schema": detector.schema_.to_json(),
         "from_frame": detector.from_frame_,
@@ -123,6 +124,7 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     check_params({**detector.get_params(), "device": "cpu"})
     detector.schema_ = _schema(header["schema"], tensors)
     detector.architecture_ = header["architecture"]
+    detector.fitted_params_ = detector.get_params()
     detector.seed_, detector.fingerprint_ = params["random_state"], header["fingerprint"]
     state = _part(tensors, "ensemble.")
     _check_size(detector, state)

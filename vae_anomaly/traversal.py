@@ -114,7 +114,7 @@ def between(detector: "VAEDetector", first: NDArray[Any], second: NDArray[Any], 
         raise DataError("An image holds NaN, so it has no code.")
     shares = np.linspace(0.0, 1.0, n_images)[:, None]
     decoded = []
-    for member in range(detector.n_estimators):
+    for member in range(detector.ensemble_.n_estimators):
         start, end = detector.latent(ends, member=member)
         decoded.append(detector.decode((1.0 - shares) * start + shares * end, member=member))
     return np.mean(decoded, axis=0)
