@@ -414,6 +414,19 @@ def test_parts_that_do_not_fit_are_refused(path, change):
         load(path)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_refused(path, value):
+    """Such a model was loaded, and flagged no row or every row."""
+    names = [name for name, array in load_model(path)[1].items() if array.dtype.kind == "f"]
+    assert {"eps", "calibration_scores", "usual_shares", "ensemble.exemplars", "history.val_elbo"} <= set(names)
+    content = path.read_bytes()
+    for name in names:
+        path.write_bytes(content)
+        forge(path, lambda header, tensors, name=name: tensors[name].__setitem__((..., -1), value))
+        with refused(f"{NAME} does not hold a whole model: tensor '{name}' holds a number that is not finite"):
+            load(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
