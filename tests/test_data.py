@@ -428,6 +428,13 @@ def test_damaged_parquet(content):
         read(save(content, "pump.parquet"))
 
 
+@pytest.mark.parametrize("reader", [read, open_batches])
+def test_parquet_with_columns_of_one_name(reader):
+    pq.write_table(pa.table([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], names=["flow", "flow", "heat"]), "pump.parquet")
+    with says("pump.parquet has more than one column named 'flow'. Rename them."):
+        reader("pump.parquet")
+
+
 def test_cut_parquet():
     content = Path(parquet(list(range(1000)))).read_bytes()
     with says("pump.parquet is damaged or not a Parquet file."):

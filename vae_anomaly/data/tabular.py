@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from vae_anomaly.data.arrow import Options, frame_of
+from vae_anomaly.data.arrow import Options, column_names, frame_of
 from vae_anomaly.data.delimited import read_csv, read_csv_gz, read_tsv
 from vae_anomaly.data.table import Data, known_suffix, labels, no_such_column
 from vae_anomaly.errors import DataError
@@ -264,6 +264,9 @@ def _is_text(values: "pd.Series[Any]") -> bool:
 def read_parquet(content: bytes, name: str, options: Options) -> pa.Table:
     """The table in a Parquet file, without the unnamed index that pandas may have left in it."""
     try:
+        names = pyarrow.parquet.read_schema(pa.BufferReader(content)).names
+        # The table can't be read if names repeat, which is no damage.
+        column_names([column for column in names if not is_index(column)], name)
         table = pyarrow.parquet.read_table(pa.BufferReader(content))
     except DAMAGED_PARQUET:
         raise damaged_parquet(name) from None
