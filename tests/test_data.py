@@ -233,6 +233,21 @@ def test_unusable_csv(content, sentence):
         read(save(content))
 
 
+@pytest.mark.parametrize("reader", [read, open_batches])
+def test_files_of_other_kinds_that_are_called_csv(reader, monkeypatch):
+    parquet([1.0, 2.0])
+    with says("pump.csv is a Parquet file. Give it a name that ends in .parquet."):
+        reader(save(Path("pump.parquet").read_bytes()))
+    packed = gzip.compress(b"a,b\n" + bytes(range(32, 127)) * 999)
+    with says("pump.csv is compressed with gzip. Unpack it, or give it a name that ends in .csv.gz."):
+        reader(save(packed))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(packed)))
+    with says("standard input is compressed with gzip. Unpack it"):
+        reader("-")
+    # The name of a column may begin as such a file does.
+    assert list(read(save("PAR1,PAR2\n1,2\n")).X) == ["PAR1", "PAR2"]
+
+
 # Paths ---------------------------------------------------------------------------------------------------------------
 
 

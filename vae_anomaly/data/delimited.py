@@ -40,6 +40,11 @@ DELIMITERS = ",;\t|"
 SAMPLE_SIZE = 1 << 16
 SAMPLE_ROWS = 100
 
+# What files of other kinds begin with.
+_NO_TEXT = {
+    b"\x1f\x8b": "is compressed with gzip. Unpack it, or give it a name that ends in .csv.gz.",
+    b"PAR1": "is a Parquet file. Give it a name that ends in .parquet.",
+}
 _BOM = b"\xef\xbb\xbf"
 # With a point or a comma, and with either between thousands.
 _NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*(?:[eE][-+]?\d+)?")
@@ -144,6 +149,9 @@ def check_utf8(content: bytes, name: str, first_line: int = 0) -> None:
     try:
         content.isascii() or content.decode()
     except UnicodeDecodeError as error:
+        for magic, advice in _NO_TEXT.items():
+            if not first_line and content.startswith(magic):
+                raise DataError(f"{name} {advice}") from None
         line = first_line + content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{name}, line {line} is not UTF-8 text. Save the file again as UTF-8.") from None
 
