@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from vae_anomaly.parameters import check_params
 from vae_anomaly.persistence import load_model, save_model
 from vae_anomaly.pixels import ImageSchema, PixelSchema
 from vae_anomaly.planning import build_vae
-from vae_anomaly.preprocessing import Schema
+from vae_anomaly.preprocessing import REMARKS, Schema
 from vae_anomaly.row_hashes import check_sketch
 from vae_anomaly.tails import MIN_EXCESSES, Extrapolation
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["restore", "save"]
 
 ROW_KINDS = ("training", "calibration", "labels")
+# What a column of each kind may hold, and how many values it names.
+COLUMN_TYPES = {
+    "real": ("float", "int", "bool"),
+    "binary": ("float", "int", "bool", "text"),
+    "categorical": ("text",),
+    "ignored": ("float", "text"),
+}
+COLUMN_KINDS = {"real": (0, 0), "binary": (1, 2), "categorical": (1, math.inf), "ignored": (0, 0)}
 LIBRARIES = ("torch", "scikit-learn", "pandas", "numpy", "safetensors")
 
 
@@ -137,7 +146,7 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     )
     _check_shapes(detector, tensors)
     detector.eps_ = torch.from_numpy(tensors["eps"])
-    detector.history_ = History(**{field.name: tensors[f"history.{field.name}"] for field in fields(History)})
+    detector.history_ = _history(_part(tensors, "history."), detector.n_estimators)
     detector.calibration_scores_ = tensors["calibration_scores"]
     detector.row_hashes_ = {kind: check_sketch(tensors[f"row_hashes.{kind}"]) for kind in ROW_KINDS}
     detector.usual_shares_, detector.active_units_ = tensors["usual_shares"], tensors["active_units"]
@@ -151,6 +160,20 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     return detector
 
 
+def _history(found: dict[str, Any], n_estimators: int) -> History:
+    """History of the training, or ValueError if its parts do not fit each other."""
+    history = History(**found)
+    n_checks = history.epoch.size
+    shapes = {"epoch": (n_checks,), "best": ()}
+    for name, array in found.items():
+        kind, shape = "i" if name == "best" else "f", shapes.get(name, (n_checks, n_estimators))
+        if array.dtype.kind != kind or array.shape != shape:
+            raise ValueError(f"tensor 'history.{name}' has shape {array.shape} and type {array.dtype}")
+    if not 0 <= history.best < n_checks:
+        raise ValueError("its history has no check that was the best")
+    return history
+
+
 def _part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
@@ -158,6 +181,8 @@ def _part(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _schema(found: Any, tensors: dict[str, Any]) -> Schema | ImageSchema:
     """A table has a list of columns, images have one shape, features a backbone, too, and tiles a schema of theirs."""
     if not isinstance(found, dict):
+        for column in found:
+            _check_column(column)
         return Schema.from_json(found)
     # Before a backbone is asked what it makes of an image of this size.
     if math.prod(found["shape"]) != tensors["usual_shares"].size:
@@ -166,6 +191,37 @@ def _schema(found: Any, tensors: dict[str, Any]) -> Schema | ImageSchema:
     if "inner" in found:
         return TileSchema.restore(found, weights)
     return FeatureSchema.restore(found, weights) if "backbone" in found else PixelSchema.from_json(found)
+
+
+def _check_column(column: Any) -> None:
+    """Refuse what no table has: it would be found out by the first row that is scored, or when the model is saved."""
+    if not isinstance(column, dict):
+        raise ValueError("a column of its schema is none")
+    texts = all(isinstance(column[name], str) for name in ("name", "kind", "dtype", "remark"))
+    scales = all(_is_number(column[name]) for name in ("center", "scale", "resolution"))
+    ends = all(column[name] is None or _is_number(column[name]) for name in ("low", "high"))
+    maps = all(_is_list(column[name], _is_number) for name in ("knots", "bends"))
+    if not (texts and scales and ends and maps):
+        raise ValueError(f"column {column['name']!r} of its schema can't be used")
+    kind, text = column["kind"], column["dtype"] == "text"
+    if kind not in COLUMN_KINDS or column["dtype"] not in COLUMN_TYPES[kind] or column["remark"] not in ("", *REMARKS):
+        raise ValueError(f"column {column['name']!r} of its schema is of no known kind")
+    least, most = COLUMN_KINDS[kind]
+    n_values = len(column["values"])
+    if not (_is_list(column["values"], _is_text if text else _is_number) and least <= n_values <= most):
+        raise ValueError(f"column {column['name']!r} of its schema has other values than its kind")
+
+
+def _is_list(values: Any, usable: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list) and all(map(usable, values))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _restore_threshold(detector: "VAEDetector", found: dict[str, Any]) -> None:
@@ -184,7 +240,9 @@ def _restore_groups(detector: "VAEDetector", found: dict[str, Any] | None, codes
         if codes.size:
             raise ValueError("its calibration scores have groups without names")
         return
-    groups = Groups(str(found["column"]), tuple(found["names"]), codes)
+    if not (isinstance(found["column"], str) and isinstance(found["thresholds"], dict)):
+        raise ValueError("its groups have no name or no thresholds")
+    groups = Groups(found["column"], tuple(found["names"]), codes)
     known = all(isinstance(name, str) for name in groups.names) and len(set(groups.names)) == len(groups.names)
     if codes.dtype != np.int64 or codes.shape != detector.calibration_scores_.shape:
         raise ValueError("not every calibration score has a group")
@@ -258,14 +316,17 @@ def _check_shapes(detector: "VAEDetector", tensors: dict[str, Any]) -> None:
     """Refuse parts that do not fit each other."""
     scores = tensors["calibration_scores"]
     wanted = {
-        "eps": (detector.n_mc, 1, detector.architecture_["latent_dim"]),
-        "usual_shares": (detector.schema_.n_features,),
-        "active_units": (detector.n_estimators,),
-        "calibration_scores": (max(len(scores), 1),) if scores.ndim else (1,),
+        "eps": ((detector.n_mc, 1, detector.architecture_["latent_dim"]), np.float32),
+        "usual_shares": ((detector.schema_.n_features,), np.float64),
+        "active_units": ((detector.n_estimators,), np.int64),
+        "calibration_scores": ((max(len(scores), 1),) if scores.ndim else (1,), np.float64),
     }
-    for name, shape in wanted.items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"tensor {name!r} has shape {tensors[name].shape}, the model needs {shape}")
+    for name, (shape, kind) in wanted.items():
+        if tensors[name].shape != shape or tensors[name].dtype != kind:
+            raise ValueError(
+                f"tensor {name!r} has shape {tensors[name].shape} and type {tensors[name].dtype}, "
+                f"the model needs {shape} and {np.dtype(kind)}"
+            )
     if detector.ensemble_.n_estimators != detector.n_estimators:
         raise ValueError(
             f"it has {detector.ensemble_.n_estimators} members, and its header says {detector.n_estimators}"
