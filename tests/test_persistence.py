@@ -182,6 +182,20 @@ def test_a_full_disk_is_an_error_of_the_system(detector, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_notes_come_back_as_json_has_them(detector, tmp_path):
+    """Keys 9 and 10 are sorted otherwise than "9" and "10", so the file was refused as changed."""
+    detector.save(tmp_path / NAME, notes={9: "nine", 10: ("ten", None)})
+    assert load(tmp_path / NAME).notes_ == {"9": "nine", "10": ["ten", None]}
+
+
+@pytest.mark.parametrize("notes", ["x", ["x"], 5, {"x": {"y"}}, {"x": np.int64(3)}], ids=repr)
+def test_notes_that_no_file_can_hold_are_refused_before_it_is_written(detector, path, notes):
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match=r"must be a dict of plain data, such as|not JSON serializable"):
+        detector.save(path, notes=notes)
+    assert path.read_bytes() == before
+
+
 def test_only_a_fitted_detector_can_be_saved(tmp_path):
     with pytest.raises(ValueError, match="not fitted"):
         VAEDetector().save(tmp_path / NAME)

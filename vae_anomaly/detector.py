@@ -988,7 +988,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             Plain data to keep in the header; by default ``notes_``.
         """
         check_is_fitted(self)
-        model_state.save(self, path, self.notes_ if notes is None else notes)
+        notes = self.notes_ if notes is None else notes
+        if not isinstance(notes, dict):
+            raise TypeError(f"notes={notes!r} must be a dict of plain data, such as {{'data': 'pump.csv'}}.")
+        model_state.save(self, path, notes)
 
 
 def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:

@@ -59,7 +59,8 @@ def save_model(path: str | os.PathLike[str], header: Mapping[str, Any], tensors:
         If the file can't be written, as on a full disk.
     """
     arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    document = {"format_version": FORMAT_VERSION, **header}
+    # As it will be read: JSON has no keys but text, and these may come in another order.
+    document = json.loads(json.dumps({"format_version": FORMAT_VERSION, **header}, sort_keys=True))
     document["checksum"] = _checksum(document, arrays)
     with replacing(path) as temporary:
         try:
