@@ -857,3 +857,14 @@ def test_the_datasets_folder_reads_back_as_the_split(name):
     assert facts["files"]["test.csv"]["rows"] == len(data)
     assert facts["files"]["test.csv"]["anomalies"] == data.y.sum()
     assert facts["files"]["train.csv"]["rows"] == len(train)
+
+
+@pytest.mark.parametrize("values", [
+    pa.array([["x"], []]), pa.array([{"a": 1}, None]), pa.array([b"x", None]), pa.array([1, 2], pa.duration("s")),
+], ids=["list", "struct", "binary", "duration"])  # fmt: skip
+def test_a_column_of_any_type_can_be_left_out(values):
+    pq.write_table(pa.table({"flow": [1.0, 2.0], "other": values}), "new.parquet")
+    for reading in (read, lambda path, **options: next(iter(open_batches(path, **options).read(["flow"]))).data):
+        with pytest.raises(DataError, match="column 'other' is of type"):
+            reading("new.parquet")
+        assert reading("new.parquet", drop=["other"]).X["flow"].tolist() == [1.0, 2.0]

@@ -21,13 +21,17 @@ class Options:
     delimiter: str | None = None
     # Columns asked for by name: an .npz file keeps labels and ids in arrays of their own.
     named: tuple[str, ...] = ()
+    # Those of them that nothing is read from.
+    left_out: tuple[str, ...] = ()
 
 
-def frame_of(table: pa.Table, name: str, text_columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of int64, float64, bool or text."""
+def frame_of(table: pa.Table, name: str, text_columns: Sequence[str], left_out: Sequence[str] = ()) -> pd.DataFrame:
+    """Columns of int64, float64, bool or text; those to be ``left_out`` may be of any type, and come without values."""
     columns = {}
     for column, values in zip(column_names(table.column_names, name), table.columns, strict=True):
         kind = values.type
+        if column in left_out and not _usable(kind):
+            values, kind = pa.chunked_array([pa.nulls(len(values))]), pa.null()
         if column in text_columns or pa.types.is_dictionary(kind) or has_calendar(kind):
             values = _text(values, name, column)
         columns[column] = _values(values, name, column)
@@ -97,11 +101,20 @@ def _values(values: pa.ChunkedArray, name: str, column: str) -> Any:
         values = values.cast(pa.int8())
     elif pa.types.is_integer(kind) and not values.null_count and _fits_int64(values):
         return values.cast(pa.int64()).to_numpy()
-    elif not (
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or kind == pa.null()
-    ):
+    elif not _is_number(kind):
         raise _unusable(name, column, kind)
     return values.cast(pa.float64(), safe=False).to_numpy()
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or kind == pa.null())
+
+
+def _usable(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _usable(kind.value_type)
+    return _is_number(kind) or is_string(kind) or has_calendar(kind) or bool(pa.types.is_boolean(kind))
 
 
 def _fits_int64(values: pa.ChunkedArray) -> bool:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -222,7 +222,8 @@ def open_batches(
     check_delimiter(delimiter)
     named = tuple(dict.fromkeys(name for name in (id, *keep, *drop) if name is not None))
     texts = text_columns if id is None else (*text_columns, id)
-    name, parts = _parts(path, Options(texts, delimiter, named))
+    left_out = tuple(column for column in drop if column not in (id, *keep))
+    name, parts = _parts(path, Options(texts, delimiter, named, left_out))
     check_alike([(part.name, part.columns) for part in parts])
     batches = Batches(name, tuple(parts[0].columns), None, (), (), tuple(set(texts) & set(parts[0].columns)), parts)
     with batches.rows_first():
@@ -251,7 +252,7 @@ def _part(name: str, options: Options) -> _Part:
     if suffix in (".npy", ".npz"):
         return _Whole(name, options)
     if suffix == ".tsv":
-        options = Options(options.text_columns, options.delimiter or "\t", options.named)
+        options = replace(options, delimiter=options.delimiter or "\t")
     return _Csv(name, gzip.open if suffix == ".csv.gz" else open, options)
 
 
@@ -351,7 +352,7 @@ class _Parquet:
         # Types that can't be used are refused before any work, in columns that are not read, too.
         types = {full: schema.field(column).type for full, column in self._raw.items()}
         one = pa.table({full: pa.nulls(1, kind) for full, kind in types.items()})
-        frame_of(one, name, options.text_columns)
+        frame_of(one, name, options.text_columns, options.left_out)
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:

@@ -106,7 +106,8 @@ def read(
     check_delimiter(delimiter)
     named = tuple(dict.fromkeys(name for name in (label, id, *keep, *drop) if name is not None))
     # Ids are read as text, so that they come out as they stand in the file.
-    options = Options(text_columns if id is None else (*text_columns, id), delimiter, named)
+    left_out = tuple(name for name in drop if name not in (label, id, *keep))
+    options = Options(text_columns if id is None else (*text_columns, id), delimiter, named, left_out)
     name, parts = _parts(path, options)
     frame = _joined(parts)
     features = feature_columns(list(frame.columns), named, text_columns, name)
@@ -190,7 +191,7 @@ def _part(name: str, suffix: str, content: Callable[[], bytes], options: Options
     def frame(more_text: Sequence[str]) -> pd.DataFrame:
         text_columns = (*options.text_columns, *more_text)
         table = READERS[suffix](_bytes(name, content), name, replace(options, text_columns=text_columns))
-        return frame_of(table, name, text_columns)
+        return frame_of(table, name, text_columns, options.left_out)
 
     return _Part(name, frame(()), frame)
 
