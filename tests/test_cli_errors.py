@@ -1,5 +1,7 @@
 """What the command line says about input that it can't use: one sentence and an exit code, and no output is touched."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -698,11 +700,12 @@ def test_main_ends_with_the_exit_code(monkeypatch, arguments, exit_code):
     ("error", "exit_code", "sentence"),
     [
         (RuntimeError("odd"), 1, "Unexpected RuntimeError: odd. Run `vae-anomaly --debug ...` for the traceback."),
-        (MemoryError(), 1, "Not enough memory"),
+        (MemoryError(), 1, "Not enough memory for these data and options."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "Error: Not enough memory"),
         (PermissionError(13, "Permission denied", "m.safetensors"), 1, "Permission denied (m.safetensors)"),
         (ModuleNotFoundError("No module named 'ray'", name="ray"), 5, "pip install ray"),
     ],
-    ids=["surprise", "memory", "permission", "missing package"],
+    ids=["surprise", "memory", "memory of torch", "permission", "missing package"],
 )
 def test_other_errors(monkeypatch, error, exit_code, sentence):
     def failing(self, *args, **kwargs):
@@ -712,6 +715,21 @@ def test_other_errors(monkeypatch, error, exit_code, sentence):
     result = run("fit", "normal.csv", "-o", "m.safetensors", exit_code=exit_code)
     assert sentence in result.stderr
     assert not Path("m.safetensors").exists()
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_can_not_be_written(option):
+    command = [sys.executable, "-m", "vae_anomaly", option]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        left = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert (left.returncode, left.stderr) == (0, "")
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "wb") as full:
+        refused = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (refused.returncode, refused.stderr) == (1, "Error: No space left on device\n")
 
 
 def test_warnings_of_the_detector_are_shown():

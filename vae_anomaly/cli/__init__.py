@@ -1,8 +1,11 @@
 """The command line: ``vae-anomaly VERB``. One file for each verb; this one holds the group and the exit codes."""
 
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +27,10 @@ VERBS = {
     "sample": "Draw new rows from a model.",
     "demo": "Run fit, score and report on bundled data.",
 }
+
+
+# What torch says where Python has an error of its own.
+NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")
 
 
 class CliError(click.ClickException):
@@ -50,24 +57,35 @@ class Verbs(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        # --help and --version are printed here.
+        with _sentences():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                for category in (CalibrationWarning, PosteriorCollapseWarning):
-                    warnings.simplefilter("always", category)
-                warnings.showwarning = _show_warning
-                return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        with _sentences(debug=ctx.params["debug"]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for category in (CalibrationWarning, PosteriorCollapseWarning):
+                warnings.simplefilter("always", category)
+            warnings.showwarning = _show_warning
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _sentences(debug: bool = False) -> Iterator[None]:
+    """Turn errors into sentences and exit codes, but for tracebacks that are asked for."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except BrokenPipeError:
+        # The reader of our output (`head`, say) has gone, with what it wanted. The rest goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None
+    except Exception as error:
+        if debug:
             raise
-        except BrokenPipeError:
-            # The reader of our output (`head`, say) has gone, with what it wanted. The rest goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise click.exceptions.Exit(0) from None
-        except Exception as error:
-            if ctx.params.get("debug"):
-                raise
-            raise _as_cli_error(error) from error
+        raise _as_cli_error(error) from error
 
 
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
@@ -83,8 +101,8 @@ def _as_cli_error(error: Exception) -> CliError:
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return CliError(f"{error.strerror or error}{where}", 1)
-    if isinstance(error, MemoryError):
-        return CliError("Not enough memory for this table.", 1)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
+        return CliError("Not enough memory for these data and options.", 1)
     if isinstance(error, ValueError):
         return CliError(str(error), 2)
     text = f"Unexpected {type(error).__name__}: {error}. Run `vae-anomaly --debug ...` for the traceback."
