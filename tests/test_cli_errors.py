@@ -515,6 +515,13 @@ def test_the_folder_above_a_report_or_demo_does_not_exist(model):
     fails(USAGE, "the folder 'nowhere' does not exist", "demo", "digits", "-o", "nowhere/out")
 
 
+@pytest.mark.parametrize("file", ["tour", "tour/digits"])
+def test_the_folder_of_a_demo_is_a_file(file):
+    Path(file).parent.mkdir(exist_ok=True)
+    write("mine", file)
+    fails(USAGE, f"-o tour: {file} is a file; name a folder.", "demo", "digits", "-o", "tour")
+
+
 @pytest.mark.parametrize("verb", WRITING)
 def test_an_existing_output_is_kept_without_overwrite(model, verb):
     Path("out").mkdir()

@@ -33,6 +33,9 @@ def command(ctx: click.Context, samples: tuple[str, ...], output: str, fpr: floa
         look_up("sample", sample, SAMPLES)
     if not Path(output).resolve().parent.is_dir():
         raise click.UsageError(f"-o {output}: the folder {str(Path(output).parent)!r} does not exist. Create it first.")
+    for folder in (Path(output), *(Path(output, sample) for sample in samples or SAMPLES)):
+        if folder.exists() and not folder.is_dir():
+            raise click.UsageError(f"-o {output}: {folder} is a file; name a folder.")
     for sample in samples or sorted(SAMPLES):
         _tour(ctx.find_root().command, sample, Path(output) / sample, str(fpr))
 
