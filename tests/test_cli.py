@@ -379,6 +379,13 @@ def test_fail_above_rate(model, rate, exit_code):
     assert len(read_predictions("scores.csv")) == 20
 
 
+def test_rows_without_a_score_do_not_pass(model):
+    rows = mixed(20, seed=1).assign(pressure=np.inf)
+    result = run("score", model, save(rows), "-o", "scores.csv", "--fail-above-rate", 0.1, "-q", exit_code=6)
+    assert "None of the 20 rows has a score to hold against --fail-above-rate 0.1." in result.stderr
+    assert len(read_predictions("scores.csv")) == 20
+
+
 @pytest.mark.filterwarnings("ignore::vae_anomaly.errors.CalibrationWarning")
 def test_a_model_that_was_calibrated_on_too_few_rows_flags_nothing():
     VAEDetector(**TINY).fit(mixed(30)).save("m.safetensors")

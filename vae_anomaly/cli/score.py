@@ -65,7 +65,7 @@ GATE_FAILED = 6
 @click.option(
     "--fail-above-rate",
     type=FiniteRange(0, 1, max_open=True),
-    help="Exit with 6 if a larger share of the rows is flagged.",
+    help="Exit with 6 if a larger share of the rows is flagged, or none has a score.",
 )
 @click.option(
     "--resume", is_flag=True, help="Go on with FILE.partial, which a run of the same command that was cut off left."
@@ -116,12 +116,19 @@ def command(
     _tell_summary(quiet, summary, tally, detector)
     if as_json:
         print_json(summary)
-    if fail_above_rate is not None and summary["flagged_share"] > fail_above_rate:
-        tell(
-            False,
-            f"{summary['flagged_share']:.2%} of the rows are flagged, more than --fail-above-rate {fail_above_rate}.",
-        )
-        raise click.exceptions.Exit(GATE_FAILED)
+    if fail_above_rate is not None:
+        _check_rate(summary, fail_above_rate)
+
+
+def _check_rate(summary: dict[str, Any], limit: float) -> None:
+    """End with a code of its own where too many rows are flagged, or it can't be told."""
+    if not summary["scored"]:
+        tell(False, f"None of the {summary['rows']} rows has a score to hold against --fail-above-rate {limit}.")
+    elif summary["flagged_share"] > limit:
+        tell(False, f"{summary['flagged_share']:.2%} of the rows are flagged, more than --fail-above-rate {limit}.")
+    else:
+        return
+    raise click.exceptions.Exit(GATE_FAILED)
 
 
 def _score_images(
