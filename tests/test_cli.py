@@ -379,6 +379,15 @@ def test_fail_above_rate(model, rate, exit_code):
     assert len(read_predictions("scores.csv")) == 20
 
 
+def test_empty_lines_of_one_column_are_told_once(monkeypatch):
+    monkeypatch.setattr("vae_anomaly.data.batches.BLOCK_SIZE", 200)
+    cells = map(str, mixed()["flow"])
+    Path("one.csv").write_text("flow\n" + "".join(f"{cell}\n\n" for cell in cells))
+    run("fit", "one.csv", "-o", "m.safetensors", *TINY_OPTIONS)
+    result = run("score", "m.safetensors", "one.csv", "-o", "s.csv")
+    assert result.stderr.count("Warning: one.csv has empty lines, which are skipped") == 1
+
+
 def test_rows_without_a_score_do_not_pass(model):
     rows = mixed(20, seed=1).assign(pressure=np.inf)
     result = run("score", model, save(rows), "-o", "scores.csv", "--fail-above-rate", 0.1, "-q", exit_code=6)

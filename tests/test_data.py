@@ -20,7 +20,7 @@ from vae_anomaly.data.delimited import MISSING
 from vae_anomaly.data.samples import SAMPLES, split_sample
 from vae_anomaly.data.table import labels
 from vae_anomaly.data.writers import WRITERS, table_format, write_table
-from vae_anomaly.errors import DataError
+from vae_anomaly.errors import DataError, DataWarning
 
 DATASETS = Path(__file__).parent.parent / "datasets"
 
@@ -167,6 +167,24 @@ def test_delimiter_given():
 
 def test_tsv_with_commas_in_its_names():
     assert list(read(save("a,1,2\tb\n1\t2\n", "pump.tsv")).X) == ["a,1,2", "b"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("rows", [["", "1"], ["1", "", "2"]])
+def test_empty_lines_of_one_column_are_told(end, rows):
+    path = save(end.join(["a", *rows, "", ""]))
+    for table in (lambda: read(path), lambda: next(open_batches(path).read())):
+        with pytest.warns(
+            DataWarning, match=r'pump\.csv has empty lines, .* Write "" where its only column has no value'
+        ):
+            table()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.filterwarnings("error")
+def test_lines_of_one_column_that_are_not_empty(end):
+    path = save(end.join(["", "a", "1", '""', f'"{end}{end}2"', "3", "", ""]))
+    assert len(read(path)) == 4
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

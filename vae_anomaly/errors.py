@@ -7,6 +7,7 @@ __all__ = [
     "CalibrationWarning",
     "CellError",
     "DataError",
+    "DataWarning",
     "ModelFileError",
     "PosteriorCollapseWarning",
     "TrainingError",
@@ -31,6 +32,10 @@ class TrainingError(RuntimeError):
     """Training stopped because a loss was not finite."""
 
     exit_code = 1
+
+
+class DataWarning(UserWarning):
+    """Input data are used in a way that may not be the one that was meant; the message says how."""
 
 
 class CalibrationWarning(UserWarning):

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from vae_anomaly.cli.common import printable
-from vae_anomaly.errors import CalibrationWarning, PosteriorCollapseWarning
+from vae_anomaly.errors import CalibrationWarning, DataWarning, PosteriorCollapseWarning
 
 __all__ = ["cli", "main"]
 
@@ -65,9 +65,9 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with _sentences(debug=ctx.params["debug"]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for category in (CalibrationWarning, PosteriorCollapseWarning):
+            for category in (CalibrationWarning, DataWarning, PosteriorCollapseWarning):
                 warnings.simplefilter("always", category)
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _shown_once()
             return super().invoke(ctx)
 
 
@@ -88,8 +88,16 @@ def _sentences(debug: bool = False) -> Iterator[None]:
         raise _as_cli_error(error) from error
 
 
-def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-    click.echo(f"Warning: {printable(message)}", err=True)
+def _shown_once() -> Callable[..., None]:
+    """Shows each warning as a sentence, and once for all batches of a table."""
+    shown = set()
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            click.echo(f"Warning: {printable(message)}", err=True)
+
+    return show
 
 
 def _as_cli_error(error: Exception) -> CliError:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from vae_anomaly.data.arrow import Options, column_names, has_calendar, is_string
-from vae_anomaly.errors import DataError
+from vae_anomaly.errors import DataError, DataWarning
 
 __all__ = [
     "DAMAGED_GZIP",
@@ -48,6 +49,7 @@ _NO_TEXT = {
 _BOM = b"\xef\xbb\xbf"
 # With a point or a comma, and with either between thousands.
 _NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*(?:[eE][-+]?\d+)?")
+_EMPTY_LINE = re.compile(rb"(?:\A|\n|\r(?!\n))[\r\n]")
 # Blocks are parsed side by side, but a row has to fit into one: if it does not, into a larger one.
 _BLOCK_SIZES = (1 << 22, 1 << 24)
 
@@ -102,6 +104,13 @@ def csv_table(
     # Looking for the first one takes a tenth of the time of counting none.
     if b'"' in body and body.count(b'"') % 2:
         _check_quotes(body, layout.delimiter, name, first_row)
+    if len(layout.names) == 1 and _has_empty_lines(body):
+        warnings.warn(
+            f'{name} has empty lines, which are skipped, and its rows are numbered without them. Write "" where its '
+            "only column has no value.",
+            DataWarning,
+            stacklevel=2,
+        )
 
     def parse(types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> pa.Table:
         return _parse(body, layout, types, columns)
@@ -269,6 +278,16 @@ def _check_quotes(body: bytes, delimiter: str, name: str, first_row: int) -> Non
     except csv.Error:
         problem = "a quoted cell does not end. Close it, and write a quote inside a quoted cell twice."
         raise DataError(f"{name}, row {first_row + n_rows + 1}: {problem}") from None
+
+
+def _has_empty_lines(body: bytes) -> bool:
+    """Whether lines are empty outside of quotes, but for those at the end."""
+    if not _EMPTY_LINE.search(body):
+        return False
+    try:
+        return not all(csv.reader(_lines(body.rstrip())))
+    except csv.Error:  # a cell of more than 128 KiB, say
+        return False
 
 
 def _parse(body: bytes, layout: Layout, types: Mapping[str, pa.DataType], columns: Sequence[str] | None) -> pa.Table:
