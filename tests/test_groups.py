@@ -96,6 +96,14 @@ def test_flagged_rows_are_those_with_a_p_value_of_at_most_fpr(grouped):
     assert set(grouped.thresholds_of(groups, 300)) == {grouped.threshold_, *grouped.group_thresholds_.values()}
 
 
+def test_fit_predict_judges_each_group_by_its_own_threshold(grouped):
+    """It fitted by group and judged all rows by one threshold."""
+    X, machine = machines(400)
+    found = VAEDetector(**TINY, fpr=0.1).fit_predict(X, groups=machine)
+    assert np.array_equal(found, grouped.predict(X, groups=machine))
+    assert not np.array_equal(found, grouped.predict(X))
+
+
 def test_the_threshold_of_all_rows_does_not_depend_on_groups(grouped):
     X, _ = machines(400)
     plain = VAEDetector(**TINY, fpr=0.1).fit(X)

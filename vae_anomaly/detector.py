@@ -362,6 +362,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.notes_: dict[str, Any] = {}
         return self
 
+    def fit_predict(
+        self, X: Any, y: Any = None, *, groups: Any = None, on_check: OnCheck | None = None
+    ) -> NDArray[np.int64]:
+        """:meth:`fit`, then :meth:`predict` of the same rows by the thresholds of their groups."""
+        return self.fit(X, y, groups=groups, on_check=on_check).predict(X, groups=groups)
+
     def _check_categorical(self, frame: Table) -> None:
         columns = () if isinstance(frame, np.ndarray) else frame.columns
         unknown = sorted(set(map(str, self.categorical_features)) - set(map(str, columns)))
