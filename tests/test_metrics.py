@@ -238,3 +238,27 @@ def test_a_difference_turns_its_sign_with_the_scores(rng):
     one, other = area_difference(y, scores, others).roc_auc, area_difference(y, others, scores).roc_auc
     np.testing.assert_allclose([one.value, one.low, one.high], [-other.value, -other.high, -other.low], atol=1e-12)
     assert area_difference(y, scores, others, n_resamples=0).roc_auc.low is None
+
+
+@pytest.mark.parametrize("flags", [[True, False, False, True], [1, 0, 0, 1], [1.0, 0.0, 0.0, 1.0]])
+def test_flags_of_another_rule_decide(flags):
+    evaluation = evaluate([1, 0, 0, 0], [4.0, 3.0, 2.0, 1.0], 2.5, n_resamples=0, is_anomaly=flags)
+    assert evaluation.flagged.tolist() == [True, False, False, True]
+    assert (evaluation.confusion.tp, evaluation.confusion.fp) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([-1, 1, 1, 1], r"True or 1 for a flagged row, .* got -1\. Of what predict\(\) gives, take predict\(X\) == -1"),
+        ([1.0, 0.0, 0.0, math.nan], "got nan"),
+        ([None, 0, 0, 1], "got None"),
+        (["1", "0", "0", "0"], "got '1'"),
+        ([[1], [0], [0], [0]], r"is_anomaly has shape \(4, 1\), expected one value for each of the 4 rows"),
+        ([1, 0], r"is_anomaly has shape \(2,\)"),
+    ],
+)
+def test_flags_that_say_nothing_are_refused(flags, sentence):
+    """What predict() gives, -1 and 1, counted as flagged throughout."""
+    with pytest.raises(ValueError, match=sentence):
+        evaluate([1, 0, 0, 0], [4.0, 3.0, 2.0, 1.0], 2.5, n_resamples=0, is_anomaly=flags)

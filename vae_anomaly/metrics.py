@@ -255,7 +255,8 @@ def evaluate(
     max_fpr : float in (0, 1]
         False-alarm rate up to which the partial area looks.
     is_anomaly : array-like of shape (n_samples,), optional
-        Which rows are flagged, where another rule decided, such as a threshold for each group.
+        True or 1 for each row that is flagged, else False or 0, where another rule decided, such as a threshold for
+        each group: ``predict(X) == -1``.
 
     Returns
     -------
@@ -264,7 +265,7 @@ def evaluate(
     Raises
     ------
     ValueError
-        If a score is NaN, a label is neither 0 nor 1, or the lengths differ.
+        If a score is NaN, a label or a flag is neither 0 nor 1, or the lengths differ.
     DataError
         If all rows are of one class.
 
@@ -282,6 +283,7 @@ def evaluate(
     threshold = float(threshold)
     if np.isnan(threshold):
         raise ValueError("The threshold is NaN. Give a number; rows with a score above it are flagged.")
+    flagged = values > threshold if is_anomaly is None else _checked_flags(is_anomaly, len(labels))
     n_resamples = _checked_resamples(n_resamples, confidence, len(labels))
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr={max_fpr!r} must lie above 0, and be 1 at most.")
@@ -297,7 +299,6 @@ def evaluate(
     precision, recall, at = precision_recall_curve(labels, ranks, drop_intermediate=True)
     pr = PrecisionRecallCurve(recall, precision, distinct[at.astype(int)])
 
-    flagged = values > threshold if is_anomaly is None else np.asarray(is_anomaly, dtype=bool)
     tn, fp, fn, tp = (int(n) for n in confusion_matrix(labels, flagged, labels=[0, 1]).ravel())
     return Evaluation(
         y=labels,
@@ -459,6 +460,20 @@ def _checked(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int8], Floats]
         kind = "anomalies" if labels[0] else "normal"
         raise DataError(f"ROC-AUC needs normal rows and anomalies; all {len(labels)} rows are labelled {kind}.")
     return labels, values
+
+
+def _checked_flags(is_anomaly: ArrayLike, n_rows: int) -> NDArray[np.bool_]:
+    """Which rows are flagged, as an array of truth values."""
+    given = np.asarray(is_anomaly)
+    if given.shape != (n_rows,):
+        raise ValueError(f"is_anomaly has shape {given.shape}, expected one value for each of the {n_rows} rows.")
+    strange = given[~np.isin(given, [0, 1])]
+    if len(strange):
+        raise ValueError(
+            f"is_anomaly must be True or 1 for a flagged row, else False or 0, got {strange.tolist()[0]!r}. "
+            "Of what predict() gives, take predict(X) == -1."
+        )
+    return given.astype(bool)
 
 
 def _checked_resamples(n_resamples: int | None, confidence: float, n_rows: int) -> int:
