@@ -157,6 +157,14 @@ def test_feature_names_are_kept():
     assert not hasattr(VAEDetector(**TINY).fit(numbers()), "feature_names_in_")
 
 
+def test_feature_names_of_a_table_do_not_outlive_it(rng):
+    images = rng.random((30, 1, 8, 8))
+    detector = VAEDetector(**TINY).fit(mixed()).fit(images)
+    assert not hasattr(detector, "feature_names_in_")
+    assert detector.n_features_in_ == 64
+    assert detector.fit(mixed()).feature_names_in_.tolist() == list(mixed().columns)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -478,6 +478,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         images = pixels(X)
         if reset:
             self.n_features_in_ = math.prod(images.shape[1:])
+            if hasattr(self, "feature_names_in_"):
+                # Of a table that it was fitted on before.
+                del self.feature_names_in_
         elif not isinstance(self.schema_, ImageSchema):
             raise DataError("The model was fitted on a table, and X holds images.")
         at_least = 2 if reset else 1
