@@ -229,6 +229,34 @@ def test_a_hole_is_a_hole(detector, column, missing):
     assert np.array_equal(detector.anomaly_score(other), detector.anomaly_score(rows))
 
 
+@pytest.mark.parametrize("kind", [float, np.float32, int])
+def test_what_is_masked_is_missing(kind):
+    """Masks were left out of account."""
+    X = numbers().astype(kind)
+    masked = np.ma.masked_array(X, mask=np.random.default_rng(0).random(X.shape) < 0.1)
+    holes = np.where(masked.mask, np.nan, X)
+    detector = VAEDetector(**TINY).fit(masked)
+    assert np.array_equal(detector.anomaly_score(masked), VAEDetector(**TINY).fit(holes).anomaly_score(holes))
+    assert np.array_equal(detector.predict(np.ma.masked_array(X)), detector.predict(X))
+
+
+def test_masked_pixels_are_refused(rng):
+    images = np.ma.masked_array(rng.random((60, 1, 8, 8)))
+    detector = VAEDetector(**TINY).fit(images)
+    images[3, 0, 2] = np.ma.masked
+    for call in (detector.predict, detector.fit):
+        with pytest.raises(DataError, match="X holds masked pixels, and an image has no holes"):
+            call(images)
+
+
+def test_complex_columns_are_refused(detector):
+    """Their imaginary part was dropped."""
+    frame = mixed().assign(flow=mixed()["flow"] + 2j)
+    for call in (detector.predict, VAEDetector(**TINY).fit):
+        with pytest.raises(DataError, match="Column 'flow' holds complex numbers"):
+            call(frame)
+
+
 def test_what_a_hole_would_have_held_does_not_matter(detector):
     usual, odd = mixed(20, seed=2), mixed(20, seed=2).assign(flow=1e9, mode="never seen")
     holes = np.isin(usual.columns, ["flow", "mode"])[None, :].repeat(20, axis=0)

@@ -302,8 +302,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : DataFrame or array-like of shape (n_samples, n_features), or images of shape (n_samples, channels, h, w)
-            Normal data; missing values as NaN (None in a column of text). Images hold values in [0, 1], or unsigned
-            integers. A table larger than memory comes as a :class:`~vae_anomaly.in_parts.TableInParts`.
+            Normal data; missing values as NaN (None in a column of text) or masked. Images hold values in [0, 1], or
+            unsigned integers. A table larger than memory comes as a :class:`~vae_anomaly.in_parts.TableInParts`.
         y : ignored
         groups : array-like of shape (n_samples,), optional
             Group of each row, such as its machine: each gets a threshold of its own, from its own calibration rows, and
@@ -451,6 +451,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _frame(self, X: Any, *, reset: bool) -> pd.DataFrame | NDArray[np.float32]:
         """``X`` as a data frame with the columns seen in ``fit``, or as images."""
+        if isinstance(X, np.ma.MaskedArray):
+            X = _unmasked(X)
         if is_images(X):
             return self._images(X, reset=reset)
         if not reset and isinstance(self.schema_, ImageSchema):
@@ -462,6 +464,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             names = getattr(self, "feature_names_in_", None)
             if reset or names is None or list(X.columns) != list(names):
                 validate_data(self, X, skip_check_array=True, reset=reset)
+            _check_real(X)
             _check_rows(X, 2 if reset else 1)
             return X.reset_index(drop=True)
         array = validate_data(
@@ -1040,6 +1043,25 @@ def _is_empty(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:
     if not has_holes(encoded):
         return np.zeros(len(encoded), dtype=bool)
     return np.asarray(np.isnan(encoded).all(axis=1))
+
+
+def _unmasked(X: "np.ma.MaskedArray[Any, Any]") -> NDArray[Any]:
+    """What is masked in a table is missing; of an image nothing can be."""
+    if not np.ma.is_masked(X):
+        return np.asarray(X.data)
+    if is_images(X):
+        raise DataError("X holds masked pixels, and an image has no holes. Fill them, or leave these images out.")
+    # The others can say that a value is missing, or are refused for what they are.
+    kind = np.float64 if X.dtype.kind in "biu" else X.dtype
+    return np.asarray(np.ma.filled(X.astype(kind), np.nan))
+
+
+def _check_real(frame: pd.DataFrame) -> None:
+    for name, kind in zip(frame.columns, frame.dtypes, strict=True):
+        if kind.kind == "c":
+            raise DataError(
+                f"Column {str(name)!r} holds complex numbers. Give their real and imaginary parts as two columns."
+            )
 
 
 def _check_rows(frame: pd.DataFrame, at_least: int) -> None:
