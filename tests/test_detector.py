@@ -580,6 +580,42 @@ def test_seeds_decide_samples(detector):
     assert not first.equals(other)
 
 
+def test_samples_are_drawn_by_any_random_state(detector):
+    """None, a RandomState and NumPy's integers were refused by torch, which did not say of what."""
+    wanted = detector.sample(20, random_state=3)
+    pd.testing.assert_frame_equal(detector.sample(20, random_state=np.int64(3)), wanted)
+    state = np.random.RandomState(3)
+    first, second = (detector.sample(20, random_state=state) for _ in range(2))
+    assert not first.equals(second)
+    pd.testing.assert_frame_equal(detector.sample(20, random_state=np.random.RandomState(3)), first)
+    assert not detector.sample(20, random_state=None).equals(detector.sample(20, random_state=None))
+
+
+@pytest.mark.parametrize("n_samples", [1.5, 0, -1, "3", None, True])
+def test_a_number_of_samples_is_a_whole_one(detector, n_samples):
+    with pytest.raises(ValueError, match=f"n_samples={n_samples!r} must be an integer of at least 1"):
+        detector.sample(n_samples)
+
+
+@pytest.mark.parametrize("state", [-1, 2**64, 1.5, "x"])
+def test_a_random_state_that_is_none_is_named(detector, state):
+    with pytest.raises(ValueError, match=f"random_state={state!r} must be an integer from 0"):
+        detector.sample(random_state=state)
+    with pytest.raises(ValueError, match=f"random_state={state!r} must be an integer from 0"):
+        VAEDetector(**TINY, random_state=state).fit(numbers())
+
+
+@pytest.mark.filterwarnings("error")
+def test_codes_may_be_views(detector):
+    codes = detector.latent(mixed(6))
+    wanted = detector.decode(codes)
+    codes.flags.writeable = False
+    pd.testing.assert_frame_equal(detector.decode(codes), wanted)
+    pd.testing.assert_frame_equal(detector.decode(codes[::-1])[::-1].reset_index(drop=True), wanted)
+    with pytest.raises(ValueError, match=r"codes has shape \(0, \d+\), expected .* one row or more"):
+        detector.decode(codes[:0])
+
+
 # Registries ----------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from numbers import Integral
 from typing import Any, Self, TypeAlias, cast
 
 import numpy as np
@@ -17,7 +18,6 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vae_anomaly import model_state
@@ -31,7 +31,7 @@ from vae_anomaly.in_parts import TableInParts
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.memory import fits
-from vae_anomaly.parameters import check_params, check_precision, find_device
+from vae_anomaly.parameters import Limits, check_params, check_precision, find_device, seed_of
 from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
 from vae_anomaly.planning import (
     architecture,
@@ -335,7 +335,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.from_frame_ = isinstance(X, pd.DataFrame | TableInParts)
         self._check_categorical(frame)
         self._check_tile(frame)
-        self.seed_ = self._seed()
+        self.seed_ = seed_of(self.random_state)
         generators = [_generator(self.seed_, member) for member in range(self.n_estimators + 1)]
         split = self._split(len(frame), generators)
         rows = None if groups is None else row_groups(groups, len(frame)).take(split.calibration)
@@ -436,11 +436,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         extractor = build_extractor(backbone, images.shape[1], seed=self.seed_, weights=weights)
         extractor.to(find_device(self.device))
         return FeatureSchema.of(images, backbone, extractor, rows=rows)
-
-    def _seed(self) -> int:
-        if isinstance(self.random_state, (int, np.integer)):
-            return int(self.random_state)
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _table(self, X: Any) -> Table:
         """What to fit on; a table in parts as it is."""
@@ -809,8 +804,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         shape = self.schema_.shape if isinstance(self.schema_, ImageSchema) else contributions.shape[1:]
         return scores, contributions.reshape(-1, *shape)
 
-    def sample(self, n_samples: int = 1, *, random_state: int = 0) -> Any:
+    def sample(self, n_samples: int = 1, *, random_state: Any = 0) -> Any:
         """New rows drawn from the prior, in the units and types of the training data; the members take turns.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        random_state : int, RandomState or None, default=0
+            Equal seeds give equal rows.
 
         Returns
         -------
@@ -818,14 +819,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         self._check_can_generate()
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples} must be at least 1.")
+        Limits(Integral, 1).check("n_samples", n_samples)
+        seed = seed_of(random_state)
         blocks = np.array_split(np.arange(n_samples), self.ensemble_.n_estimators)
         draws = []
         # The distributions draw from the global generator of the CPU, whose state is left as it was; one thread at a
         # time, or the draws of one would be missing in another's.
         with _DRAWING, torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.default_generator.manual_seed(random_state)
+            torch.default_generator.manual_seed(seed)
             for member, rows in zip(self.ensemble_.members(), blocks, strict=True):
                 vae = member.to("cpu")
                 draws.append(vae.decode(vae.pz().sample((len(rows),))).sample())
@@ -884,9 +885,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         self._check_can_generate()
         vae, latent_dim = self._member(member), self.architecture_["latent_dim"]
-        z = torch.as_tensor(np.asarray(codes), dtype=torch.float32)
-        if z.ndim != 2 or z.shape[1] != latent_dim:
-            raise ValueError(f"codes has shape {tuple(z.shape)}, expected (n_samples, {latent_dim}).")
+        # A copy, as torch knows neither reversed nor read-only arrays.
+        z = torch.from_numpy(np.array(codes, dtype=np.float32, order="C"))
+        if z.ndim != 2 or z.shape[1] != latent_dim or not len(z):
+            raise ValueError(
+                f"codes has shape {tuple(z.shape)}, expected (n_samples, {latent_dim}) and one row or more."
+            )
         with torch.no_grad():
             starts = range(0, len(z), SCORING_BATCH)
             blocks = [z[start : start + SCORING_BATCH].to(self.ensemble_.device) for start in starts]

@@ -134,6 +134,8 @@ def _restore(kind: type["VAEDetector"], header: dict[str, Any], tensors: dict[st
     check_params({**detector.get_params(), "device": "cpu"})
     detector.schema_ = _schema(header["schema"], tensors)
     detector.architecture_ = header["architecture"]
+    if not isinstance(params["random_state"], int):
+        raise ValueError("its seed is no integer")
     detector.fitted_params_ = detector.get_params()
     detector.seed_, detector.fingerprint_ = params["random_state"], header["fingerprint"]
     state = _part(tensors, "ensemble.")

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from sklearn.utils import check_random_state
 
 from vae_anomaly.augment import FLIPS
 from vae_anomaly.backbones import BACKBONES
@@ -17,7 +19,7 @@ from vae_anomaly.products import PRECISIONS, precision_fault
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr
 
-__all__ = ["LIMITS", "Limits", "check_params", "check_precision", "device_fault", "find_device"]
+__all__ = ["LIMITS", "Limits", "check_params", "check_precision", "device_fault", "find_device", "seed_of"]
 
 
 class Limits(NamedTuple):
@@ -84,6 +86,7 @@ def check_params(params: Mapping[str, Any]) -> None:
     if isinstance(params["flips"], str) or set(params["flips"]) - set(FLIPS):
         raise ValueError(f"flips={params['flips']!r} must be a sequence of 'h' (left-right) and 'v' (upside-down).")
     look_up("precision", params["precision"], PRECISIONS)
+    _check_random_state(params["random_state"])
     find_device(params["device"])
 
 
@@ -92,6 +95,27 @@ def check_precision(precision: str, device: str) -> None:
     fault = precision_fault(precision, find_device(device))
     if fault:
         raise ValueError(f"precision={precision!r}: {fault} Use 'auto'.")
+
+
+def seed_of(random_state: Any) -> int:
+    """Seed that ``random_state`` is or, if it is a RandomState or None for NumPy's own, gives; ValueError for others.
+
+    Examples
+    --------
+    >>> seed_of(np.int64(3)), seed_of(np.random.RandomState(0)) == seed_of(np.random.RandomState(0))
+    (3, True)
+    """
+    _check_random_state(random_state)
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _check_random_state(value: Any) -> None:
+    usable = value is None or value is np.random or isinstance(value, np.random.RandomState)
+    # What torch takes as a seed.
+    if not (usable or (isinstance(value, Integral) and 0 <= int(value) < 2**64)):
+        raise ValueError(f"random_state={value!r} must be an integer from 0 to 2**64 - 1, a RandomState or None.")
 
 
 def _check_backbone(backbone: Any, weights: Any) -> None:
