@@ -167,3 +167,38 @@ def test_arrays_that_are_damaged(plant):
         result = run("score", plant / "disc.safetensors", name, "-o", "s.csv", exit_code=3)
         assert name in result.stderr
         assert "Unexpected" not in result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (("fit", "{plant}/disc", "--size", 16, "--max-rows", 20, "-o", "x.safetensors"), "--max-rows is for tables"),
+    (("fit", "{plant}/disc", "--max-rows", 20, "-o", "x.safetensors"), "--max-rows is for tables"),
+    (("fit", "-", "--images", "-o", "x.safetensors"), "images are read from files, never from standard input"),
+    (("score", "{plant}/disc.safetensors", "-", "--images"), "images are read from files, never from standard input"),
+])  # fmt: skip
+def test_what_images_are_not_for(plant, arguments, sentence):
+    assert sentence in run(*(str(argument).format(plant=plant) for argument in arguments), exit_code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["nosuch", "nosuch/", "nosuch.png", "nosuch.csv"])
+def test_data_that_are_not_there(plant, name):
+    assert f"{name} does not exist" in run("score", plant / "disc.safetensors", name, "-o", "s.csv", exit_code=3).stderr
+
+
+def test_images_by_class_are_judged_by_class(plant):
+    save(Path("new/good"), discs(30, 5))
+    save(Path("new/hole"), discs(4, 6, holes=True))
+    run("fit", "new", "--normal-class", "good", "--group", "kind", "-o", "m.safetensors", *OPTIONS, "--fpr", 0.1)
+    run("score", "m.safetensors", "new", "-o", "s.csv")
+    rules = read_predictions("s.csv").set_index("path")["rule"].dropna()
+    assert rules[rules.index.str.startswith("new/good") | rules.index.str.startswith("good")].str.contains("good").all()
+
+
+def test_folders_are_told_apart_as_they_are_read(plant):
+    save(Path("parts"), discs(20, 5))
+    Path("linked").mkdir()
+    Path("linked/more").symlink_to(Path("parts").resolve())
+    run("fit", "linked", "-o", "m.safetensors", *OPTIONS, "--fpr", 0.2)
+    Path("tables").mkdir()
+    mixed().to_csv("tables/a.csv", index=False)
+    Image.new("L", (8, 8)).save("tables/.thumb.png")
+    run("fit", "tables", "-o", "t.safetensors", *TINY_OPTIONS)

@@ -276,3 +276,29 @@ def test_resizing_averages_and_crops_nothing():
 def test_resizing_keeps_more_than_8_bits():
     ramp = np.arange(256, dtype=np.uint8).repeat(4).reshape(1, -1).repeat(8, axis=0)
     assert len(np.unique(event(ramp, (8, 700), channels=1))) > 400
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_files_that_lie_on_their_side(mode, compression, orientation):
+    """Checked against NumPy: Pillow's own way of turning files that it maps into memory is what went wrong."""
+    upright = np.zeros((20, 31), np.uint8)
+    upright[:, :10], upright[:5] = 200, 100
+    image = Image.fromarray(upright.astype(np.uint16) if mode == "I;16" else upright)
+    image = image if mode in ("L", "I;16") else image.convert(mode)
+    image.save("a.tif", tiffinfo={ExifTags.Base.Orientation.value: orientation}, compression=compression)
+    turns = {2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1),
+             7: lambda a: np.rot90(a.T, 2), 8: np.rot90}  # fmt: skip
+    expected = turns.get(orientation, np.asarray)(upright)
+    found = decoded("a.tif")
+    np.testing.assert_array_equal(found if found.ndim == 2 else found[..., 0], expected)
+    assert header("a.tif").size == expected.shape
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_an_orientation_that_does_not_exist_turns_nothing(suffix):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 9
+    Image.new("L", (31, 20)).save(f"a{suffix}", exif=exif)
+    assert header(f"a{suffix}").size == decoded(f"a{suffix}").shape == (20, 31)

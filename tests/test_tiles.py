@@ -234,8 +234,10 @@ def test_a_file_with_tiles_that_do_not_fit_is_refused(detector, tmp_path):
     header, tensors = load_model(tmp_path / "m.safetensors")
     for shape in ([1, 10, 36], [3, 28, 36]):
         save_model(tmp_path / "n.safetensors", {**header, "schema": {**header["schema"], "shape": shape}}, tensors)
-        with pytest.raises(ModelFileError, match="have no tiles of shape"):
+        with pytest.raises(ModelFileError, match="its images have another size than its tensors"):
             load(tmp_path / "n.safetensors")
+        with pytest.raises(ValueError, match="have no tiles of shape"):
+            TileSchema.restore({**header["schema"], "shape": shape}, detector.schema_.tensors())
 
 
 # The command line -----------------------------------------------------------------------------------------------------

@@ -311,9 +311,9 @@ def groups_of(detector: "VAEDetector", data: "Data | Images") -> pd.Series | Non
     if detector.groups_ is None:
         return None
     column = detector.groups_.column
-    if not isinstance(data, Data):
-        raise DataError(f"{data.name} holds images, and the model judges rows by {column!r}.")
     if column not in data.kept:
+        if not isinstance(data, Data):
+            raise DataError(f"{data.name} holds images, and the model judges rows by {column!r}. Fit without groups.")
         raise DataError(f"{data.name} was read without {column!r}, by which the model judges rows. Keep that column.")
     return data.kept[column]
 

@@ -23,7 +23,14 @@ from vae_anomaly.cli.common import (
     table_options,
     tell,
 )
-from vae_anomaly.cli.images import check_normal, image_options, image_progress, read_any, tell_resized
+from vae_anomaly.cli.images import (
+    check_normal,
+    holds_images,
+    image_options,
+    image_progress,
+    read_any,
+    tell_resized,
+)
 from vae_anomaly.cli.large import columns_note, large_options, open_large, sample_note
 
 if TYPE_CHECKING:
@@ -176,6 +183,8 @@ def command(
     if large is None:
         table = read_any(data, split="train", images=images, cache_gb=cache_gb, **image_only, **columns)
         _check_images(table, params)
+        if max_rows is not None and (images or holds_images(data)):
+            raise click.UsageError(f"--max-rows is for tables, and {table.name} holds images.")
         asked = size or any(params[name] not in (None, "auto") for name in ("tile", "backbone", "net", "likelihood"))
         rows = _normal(table, cache_gb, quiet, as_drawings=not asked)
         if max_rows is not None:

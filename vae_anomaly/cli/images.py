@@ -84,6 +84,8 @@ def read_any(
         check_table(path, normal_class, size, tile)
         return read_data(path, **columns)
     _refuse_columns(columns)
+    if path == "-":
+        raise click.UsageError("--images: images are read from files, never from standard input. Name where they are.")
     shape = getattr(detector.schema_, "shape", None) if detector is not None and detector.holds_images else None
     if detector is not None and shape is None:
         raise click.UsageError(f"{path} holds images, and the model was fitted on a table.")
@@ -130,6 +132,7 @@ def check_table(path: str, normal_class: Sequence[str] = (), size: int | None = 
 def holds_images(path: str) -> bool:
     """Whether ``path`` is an image, a folder of images, an array of them, or the name of a data set."""
     from vae_anomaly.data.decoding import SUFFIXES
+    from vae_anomaly.data.images import files_below
     from vae_anomaly.data.named import NAMED
 
     if path == "-":
@@ -138,7 +141,7 @@ def holds_images(path: str) -> bool:
         return path in NAMED
     name = path.lower()
     if os.path.isdir(path):
-        return any(file.lower().endswith(tuple(SUFFIXES)) for _, _, files in os.walk(path) for file in files)
+        return any(file.lower().endswith(tuple(SUFFIXES)) for file in files_below(path))
     if name.endswith((".npy", ".npz")):
         return _array_rank(path) >= 3
     return name.endswith((*SUFFIXES, "-ubyte", "-ubyte.gz"))
@@ -148,9 +151,10 @@ def _check_folder(path: str) -> None:
     """Refuse a folder in which there is nothing to read."""
     from vae_anomaly.data import READERS
     from vae_anomaly.data.decoding import SUFFIXES
+    from vae_anomaly.data.images import files_below
     from vae_anomaly.errors import DataError
 
-    names = [name for _, _, files in os.walk(path) for name in files if not name.startswith(".")]
+    names = list(files_below(path))
     if not any(name.lower().endswith(tuple(READERS)) for name in names):
         what = f"{len(names)} other files, such as {min(names)}" if names else "no files at all"
         raise DataError(

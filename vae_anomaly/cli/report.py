@@ -258,7 +258,8 @@ def _tell_summary(quiet: bool, contents: "Contents", outputs: Outputs, plots: st
     if isinstance(given, Unlabelled):
         share = given.n_flagged / given.n_rows
         tell(quiet, f"Flagged {given.n_flagged} of {given.n_rows} rows ({share:.2%}){asked} of normal rows.")
-        tell(quiet, "There are no labels: the report shows what needs none. Add --label COLUMN for ROC and rates.")
+        adding = "--label COLUMN, or --normal-class CLASS for folders of images"
+        tell(quiet, f"There are no labels: the report shows what needs none. Add {adding}, for ROC and rates.")
         beside = outputs.metrics.name
     else:
         tell(quiet, f"{given.n_normal} normal rows, {given.n_anomalies} anomalies.")

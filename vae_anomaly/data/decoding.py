@@ -39,7 +39,7 @@ def header(path: str | os.PathLike[str]) -> Header:
     with _opened(path) as image:
         height, width = image.height, image.width
         # The exif of a PNG file may stand after its pixels, and PngImageFile.getexif would decode them to find it.
-        turned = image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) >= 5
+        turned = image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
         return Header((width, height) if turned else (height, width), image.mode in _GREY_MODES)
 
 
@@ -68,7 +68,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """An image whose header could be read; every error comes out as a reason."""
     try:
         _check_file(path)
-        with Image.open(path, formats=_FORMATS) as image:
+        # By its name, Pillow would map some TIFF files into memory, and read those that lie on their side row by row.
+        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UndecodableError(
                     f"the image has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; cut it into tiles"
@@ -131,6 +132,8 @@ def _on_white(pixels: NDArray[Any]) -> NDArray[Any]:
     return opaque[..., 0] if opaque.shape[-1] == 1 else opaque
 
 
+# EXIF orientations that change width and height.
+_SIDEWAYS = range(5, 9)
 # What to do with the pixels for each EXIF orientation but 1, which is upright.
 _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda a: a[:, ::-1],

@@ -20,7 +20,7 @@ from vae_anomaly.data.table import known_suffix, labels, no_such_column
 from vae_anomaly.data.tabular import READERS
 from vae_anomaly.errors import DataError
 
-__all__ = ["IMAGE_READERS", "Images", "class_labels", "read_images"]
+__all__ = ["IMAGE_READERS", "Images", "class_labels", "files_below", "read_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +239,7 @@ def _class_labels(kinds: NDArray[np.object_], normal: Sequence[str]) -> NDArray[
 def _read_folder(name: str, asked: _Asked) -> Images:
     if asked.label is not None:
         raise DataError(
-            f"{name} is a folder, which has no label column. Name the folder of normal images as their class."
+            f"{name} is a folder, which has no label column. Name the folder of normal images with --normal-class."
         )
     root = _mvtec_root(name)
     if root is not None:
@@ -268,12 +268,17 @@ def _listed(folder: str) -> tuple[list[str], Counter[str]]:
     """Sorted relative paths of the images below a folder, and the number of other files by suffix; none hidden."""
     ids: list[str] = []
     others: Counter[str] = Counter()
-    for id in _walked(folder, "", frozenset()):
+    for id in files_below(folder):
         if id.lower().endswith(SUFFIXES):
             ids.append(id)
         else:
             others[PurePath(id).suffix.lower()] += 1
     return sorted(ids), others
+
+
+def files_below(folder: str) -> Iterator[str]:
+    """Paths of the files below a folder, relative to it, less hidden ones. Links to folders are followed."""
+    return _walked(folder, "", frozenset())
 
 
 def _walked(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,10 +188,12 @@ def no_such_column(where: str, column: str, columns: Iterable[str]) -> DataError
     return DataError(f"{where} has no column {column!r}. Its columns are {listed}{more}.")
 
 
-def known_suffix(name: str, known: Iterable[str]) -> str:
-    """The longest known suffix of a name."""
+def known_suffix(name: str, known: Iterable[str], *, reading: bool = True) -> str:
+    """The longest known suffix of a name: of a file to read, or to write."""
     fitting = [suffix for suffix in known if name.lower().endswith(suffix)]
     if not fitting:
+        if reading and not os.path.exists(name):
+            raise DataError(f"{name} does not exist.")
         shown = "".join(Path(name).suffixes[-1:])
         problem = f"the suffix {shown!r} is unknown" if shown else "the name has no suffix"
         raise DataError(f"{name}: {problem}. Known suffixes are {', '.join(known)}.")

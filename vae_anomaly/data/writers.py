@@ -21,7 +21,7 @@ def table_format(path: str | os.PathLike[str]) -> str:
     >>> table_format("out/scores.csv.gz")
     '.csv.gz'
     """
-    return known_suffix(os.fspath(path), WRITERS)
+    return known_suffix(os.fspath(path), WRITERS, reading=False)
 
 
 def write_table(frame: pd.DataFrame, path: str | os.PathLike[str], *, format: str | None = None) -> None:
