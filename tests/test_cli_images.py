@@ -202,3 +202,17 @@ def test_folders_are_told_apart_as_they_are_read(plant):
     mixed().to_csv("tables/a.csv", index=False)
     Image.new("L", (8, 8)).save("tables/.thumb.png")
     run("fit", "tables", "-o", "t.safetensors", *TINY_OPTIONS)
+
+
+def test_a_threshold_is_chosen_on_the_classes_of_a_folder(plant):
+    save(Path("new/good"), discs(30, 5))
+    save(Path("new/hole"), discs(8, 6, holes=True))
+    asked = ("calibrate", plant / "disc.safetensors", "new", "--threshold", "youden", "-o", "c.safetensors")
+    assert "name the classes of normal images by --normal-class" in run(*asked, exit_code=2).stderr
+    summary = json.loads(run(*asked, "--normal-class", "good", "--json").stdout)
+    assert (summary["labels"]["n_normal"], summary["labels"]["n_anomalies"]) == (30, 8)
+
+
+def test_a_report_of_images_has_no_empty_column(plant):
+    run("report", plant / "disc.safetensors", plant / "disc", "-o", "r")
+    assert "What raised the score" not in Path("r/report.html").read_text()

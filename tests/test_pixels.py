@@ -149,3 +149,11 @@ def test_undecodable_images_teach_nothing():
 def test_schemas_of_damaged_files_are_refused(given, sentence):
     with pytest.raises(ValueError, match=sentence):
         PixelSchema.from_json(given)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3, 4])
+def test_channels_that_come_last_are_named(n_channels):
+    with pytest.raises(DataError, match=r"have 16 channels, as channels come first.* numpy\.moveaxis\(X, -1, 1\)"):
+        pixels(np.zeros((5, 16, 16, n_channels)))
+    assert pixels(np.zeros((5, n_channels, 16, 16))).shape == (5, n_channels, 16, 16)
+    assert pixels(np.zeros((5, 3, 16, 3))).shape == (5, 3, 16, 3)

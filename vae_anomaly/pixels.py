@@ -45,6 +45,11 @@ def pixels(X: Any) -> NDArray[np.float32]:
         loaded: NDArray[np.float32] = X.load()[0]
         return loaded
     array = np.asanyarray(X)
+    if array.shape[-1] in (1, 3, 4) and array.shape[1] > 4:
+        raise DataError(
+            f"Images of shape {array.shape[1:]} have {array.shape[1]} channels, as channels come first. If they come "
+            "last here, give numpy.moveaxis(X, -1, 1)."
+        )
     if array.dtype.kind == "u":
         return _as_floats(array, np.float32(np.iinfo(array.dtype).max))
     array = array if array.dtype == np.float32 else _as_floats(array, None)

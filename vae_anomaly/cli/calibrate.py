@@ -23,7 +23,7 @@ from vae_anomaly.cli.common import (
     tell,
     text_columns,
 )
-from vae_anomaly.cli.images import check_normal, image_options, read_any
+from vae_anomaly.cli.images import check_normal, holds_images, image_options, read_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,8 @@ def command(
     """
     given = {"fpr": fpr, "beta": beta, "cost_miss": cost_miss, "cost_alarm": cost_alarm}
     parameters = {name: value for name, value in given.items() if value is not None}
-    _check_options(threshold, columns["label"], group, parameters)
+    labelled = bool(columns["label"]) or holds_images(data)
+    _check_options(threshold, labelled, group, parameters)
     # The model itself may be replaced.
     check_apart(output, [data])
     check_output(output, overwrite, stdout=False)
@@ -117,10 +118,10 @@ def command(
         print_json(summary)
 
 
-def _check_options(threshold: str | None, label: str | None, group: str | None, parameters: dict[str, float]) -> None:
+def _check_options(threshold: str | None, labelled: bool, group: str | None, parameters: dict[str, float]) -> None:
     """Refuse options that do not go with the rule."""
     rules = registry("label threshold")
-    if threshold in rules and label is None:
+    if threshold in rules and not labelled:
         raise click.UsageError(f"--threshold {threshold} needs --label, the column that says which rows are anomalies.")
     if threshold in rules and group is not None:
         raise click.UsageError(f"--group does not go with --threshold {threshold}, which is one for all rows.")
@@ -153,7 +154,8 @@ def _choose(
     quiet: bool,
 ) -> None:
     """Threshold from the labelled rows that can be scored."""
-    assert table.y is not None
+    if table.y is None:
+        raise click.UsageError(f"--threshold {rule} needs labels: name the classes of normal images by --normal-class.")
     labelled, X = _scorable(detector, table.take(table.y >= 0), "labelled row", cache_gb)
     assert labelled.y is not None
     with _named(labelled):
