@@ -107,7 +107,13 @@ def test_a_missing_file_and_an_unknown_suffix(model):
 
 def test_no_numeric_column():
     save(pd.DataFrame({"note": [f"note {i}" for i in range(200)], "text": [f"text {i}" for i in range(200)]}))
-    fit_fails(DATA, "No numeric column, and no text column with repeated values")
+    fit_fails(DATA, "Error: new.csv: No numeric column, and no text column with repeated values")
+
+
+def test_a_delimiter_that_leaves_one_column():
+    save(mixed().drop(columns=["valve", "mode", "on", "count"]))
+    sentence = "Its only column is 'flow,pressure': name another delimiter with --delimiter, or leave that out."
+    fit_fails(DATA, sentence, "--delimiter", ";")
 
 
 def test_all_columns_constant():
@@ -167,7 +173,12 @@ def test_cells_of_a_folder_are_named_by_their_file():
 @pytest.mark.parametrize(("rows", "fpr", "needed"), [(12, 0.05, 19), (200, 0.001, 999), (200, 0.0001, 9999)])
 def test_fewer_rows_than_calibration_needs(rows, fpr, needed):
     save(mixed(rows))
-    fit_fails(DATA, f"new.csv: fpr={fpr} needs at least {needed} calibration rows, and these {rows} rows", "--fpr", fpr)
+    sentence = (
+        f"new.csv: fpr={fpr} needs at least {needed} calibration rows, and these {rows} rows can't give them. Fit on"
+    )
+    result = fit_fails(DATA, sentence, "--fpr", fpr)
+    assert "or raise --fpr" in result.stderr
+    assert "calibrate()" not in result.stderr
 
 
 @pytest.mark.parametrize("n_rows", [1, 2])
@@ -473,6 +484,12 @@ def test_options_out_of_range(options, sentence):
     fit_fails(USAGE, sentence, *options, data="normal.csv")
 
 
+@pytest.mark.parametrize("options", [("--net", "conv"), ("--backbone", "gabor"), ("--weights", "x"), ("--flip", "h")])
+def test_options_of_images_for_a_table(options):
+    option = "--net conv" if options[0] == "--net" else options[0]
+    fit_fails(USAGE, f"{option} is for images, and normal.csv holds none.", *options, data="normal.csv")
+
+
 def test_bfloat16_on_a_processor_without_it(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     sentence = "--precision bfloat16: this processor has no instructions for bfloat16 (AMX or AVX512-BF16), and would"
@@ -742,6 +759,7 @@ def test_help_that_can_not_be_written(option):
 def test_warnings_of_the_detector_are_shown():
     result = run("fit", "normal.csv", "-o", "m.safetensors", "--max-steps", 60, "--hidden", 16, "--beta", 1000, "-q")
     assert "Warning: Posterior collapse: 6 of 6 members" in result.stderr
+    assert "Lower --beta.\n" in result.stderr
     assert ".py" not in result.stderr
 
 

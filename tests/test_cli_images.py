@@ -104,6 +104,12 @@ def test_an_array_and_a_list_of_paths_work_like_a_folder(plant):
     assert len(read_predictions("s.csv")) == 4
 
 
+@pytest.mark.parametrize("options", [(), ("--backbone", "gabor")])
+def test_weights_without_their_backbone(plant, options):
+    result = run("fit", plant / "disc", "-o", "w.safetensors", "--weights", __file__, *options, exit_code=2)
+    assert "name the backbone that they belong to with --backbone: resnet18, " in result.stderr
+
+
 def test_classes_say_what_is_normal(plant):
     run("fit", plant / "disc/test", "--normal-class", "good", "--fpr", 0.2, "-o", "g.safetensors", *OPTIONS)
     result = run("calibrate", "g.safetensors", plant / "disc/train", "-o", "h.safetensors", "--fpr", 0.1)

@@ -95,7 +95,9 @@ def _shown_once() -> Callable[..., None]:
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
         if str(message) not in shown:
             shown.add(str(message))
-            click.echo(f"Warning: {printable(message)}", err=True)
+            # There is no option for the warm-up.
+            text = str(message).replace("Lower beta or raise warmup.", "Lower --beta.")
+            click.echo(f"Warning: {printable(text)}", err=True)
 
     return show
 

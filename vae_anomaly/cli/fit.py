@@ -1,5 +1,6 @@
 """vae-anomaly fit: normal rows in, model file out."""
 
+import re
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from vae_anomaly.cli.common import (
     print_json,
     progress,
     promise,
+    registry,
     run_options,
     table_options,
     tell,
@@ -185,6 +187,7 @@ def command(
         _check_images(table, params)
         if max_rows is not None and (images or holds_images(data)):
             raise click.UsageError(f"--max-rows is for tables, and {table.name} holds images.")
+        _check_weights(params["backbone"], params["backbone_weights"])
         asked = size or any(params[name] not in (None, "auto") for name in ("tile", "backbone", "net", "likelihood"))
         rows = _normal(table, cache_gb, quiet, as_drawings=not asked)
         if max_rows is not None:
@@ -217,10 +220,25 @@ def _check_images(table: "Data | Images | LargeTable", params: dict[str, Any]) -
     """Refuse for a table what changes images."""
     from vae_anomaly.data.images import Images
 
+    if isinstance(table, Images):
+        return
     options = {"flips": "--flip", "shift": "--shift", "brightness": "--brightness", "tile": "--tile"}
-    for name, option in options.items():
-        if not isinstance(table, Images) and params[name]:
+    asked = {option: params[name] for name, option in options.items()}
+    asked |= {"--net conv": params["net"] == "conv", "--backbone": params["backbone"] != "auto"}
+    asked |= {"--weights": params["backbone_weights"]}
+    for option, value in asked.items():
+        if value:
             raise click.UsageError(f"{option} is for images, and {table.name} holds none.")
+
+
+def _check_weights(backbone: str, weights: str | None) -> None:
+    """Refuse weights for a backbone that takes none."""
+    backbones = registry("backbone")
+    if weights is not None and not (backbone in backbones and backbones[backbone].learned):
+        learned = ", ".join(name for name, entry in backbones.items() if entry.learned)
+        raise click.UsageError(
+            f"--weights {weights}: name the backbone that they belong to with --backbone: {learned}."
+        )
 
 
 def _normal(table: "Data | Images", cache_gb: float, quiet: bool, *, as_drawings: bool) -> _Rows:
@@ -329,7 +347,7 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def _fit(rows: _Rows, group: str | None, quiet: bool, **params: Any) -> "VAEDetector":
     from vae_anomaly.detector import VAEDetector
-    from vae_anomaly.errors import CalibrationWarning, DataError
+    from vae_anomaly.errors import CalibrationWarning, CellError, DataError
     from vae_anomaly.predictions import located
 
     for sentence in rows.said:
@@ -342,8 +360,27 @@ def _fit(rows: _Rows, group: str | None, quiet: bool, **params: Any) -> "VAEDete
         try:
             detector.fit(rows.X, groups=groups, on_check=on_check)
         except CalibrationWarning as warning:
-            raise DataError(f"{rows.source.name}: {warning}") from None
+            raise DataError(f"{rows.source.name}: {_in_shell(str(warning))}") from None
+        except CellError:
+            raise
+        except DataError as error:
+            named = "" if str(error).startswith(rows.source.name) else f"{rows.source.name}: "
+            raise DataError(f"{named}{error}{_other_delimiter(rows.X)}") from None
     return detector
+
+
+def _in_shell(text: str) -> str:
+    """Advice as the command line takes it: there is no model yet that could be calibrated."""
+    text = re.sub(r"No row will be flagged until calibrate\(\) gets \d+ normal rows\. Or fit on", "Fit on", text)
+    return text.replace("raise fpr", "raise --fpr")
+
+
+def _other_delimiter(X: Any) -> str:
+    """Advice for a table whose only column has a name that looks like several."""
+    names = [str(name) for name in getattr(X, "columns", ())]
+    if len(names) != 1 or not any(character in names[0] for character in ",;\t|"):
+        return ""
+    return f" Its only column is {names[0]!r}: name another delimiter with --delimiter, or leave that out."
 
 
 def _summary(detector: "VAEDetector", rows: _Rows, output: str) -> dict[str, Any]:
