@@ -671,6 +671,9 @@ def test_unknown_names(parameter, what, registry):
 
 def test_unknown_score_and_threshold_afterwards(detector):
     for call in (detector.anomaly_score, detector.explain):
+        for name in ("", [], 0):
+            with pytest.raises(ValueError, match=f"Unknown score {re.escape(repr(name))}"):
+                call(mixed(), score_name=name)
         with pytest.raises(ValueError, match=r"Unknown score 'elbow'\. Choose from 'input_complexity'"):
             call(mixed(), score_name="elbow")
     with pytest.raises(ValueError, match=r"Unknown threshold 'elbow'\. Choose from 'conformal'"):
@@ -697,6 +700,18 @@ def test_fpr_outside_0_and_1(fpr):
         ({"min_scale": math.nan}, "min_scale=nan must be a number above 0"),
         ({"beta": -1}, "beta=-1 must"),
         ({"hidden": (0,)}, r"hidden=\(0,\) must"),
+        ({"hidden": None}, "hidden=None must hold positive integers"),
+        ({"hidden": 5}, "hidden=5 must hold positive integers"),
+        ({"hidden": (True,)}, r"hidden=\(True,\) must hold positive integers"),
+        ({"flips": None}, "flips=None must be a sequence of 'h'"),
+        ({"flips": ([],)}, r"flips=\(\[\],\) must be a sequence of 'h'"),
+        ({"categorical_features": None}, "categorical_features=None must be a sequence of column names"),
+        ({"likelihood": []}, r"Unknown likelihood \[\]"),
+        ({"threshold": {}}, "Unknown threshold {}"),
+        ({"score_name": ["kl"]}, r"Unknown score \['kl'\]"),
+        ({"backbone": []}, r"Unknown backbone \[\]"),
+        ({"device": None}, "device=None must be a name such as 'auto'"),
+        ({"device": 0}, "device=0 must be a name such as 'auto'"),
         ({"device": "abacus"}, "abacus"),
         ({"categorical_features": ("nope",)}, "'nope'"),
     ],

@@ -68,6 +68,8 @@ def test_the_bound_is_not_idle():
 
 
 def test_misuse_is_said():
+    with pytest.raises(ValueError, match="n_calibration=0 must be at least 1"):
+        false_alarm_share([0.1, 0.2, 0.3], 0, 2)
     with pytest.raises(ValueError, match="n_flagged=0 must be at least 1 and at most the 3 rows"):
         false_alarm_share([0.1, np.nan, 0.2, 0.3], 10, 0)
     for fdr in (0.0, 1.0, -1.0, float("nan")):

@@ -48,6 +48,12 @@ def test_one_group_for_each_row():
         row_groups(["a", "b"], 3)
 
 
+@pytest.mark.parametrize("groups", [[["a"], ["b"]], pd.DataFrame({"machine": [7, 8]}), "a"])
+def test_groups_are_one_column(groups):
+    with pytest.raises(ValueError, match=r"groups has shape .*, expected one entry for each of the 2 rows"):
+        row_groups(groups, 2)
+
+
 def test_thresholds_and_p_values_are_those_of_each_group(rng):
     names, scores, new = rng.choice(["a", "b", "c"], size=300), rng.normal(size=300), rng.normal(size=50)
     groups = Groups.of(row_groups(names, 300))

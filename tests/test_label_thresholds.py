@@ -37,6 +37,13 @@ def test_rates_are_the_written_decimal_numbers(fpr):
         assert flagged == math.floor(naive.Fraction(repr(fpr)) * n_normal)
 
 
+def test_f_beta_of_any_beta():
+    """The square of 1e200 is beyond floats, and that of 1e-200 is 0."""
+    y, scores = [0, 1, 0, 0, 1], [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert f_beta(y, scores, beta=1e200) == f_beta(y, scores, beta=1e6) == 1.5
+    assert f_beta(y, scores, beta=1e-200) == f_beta(y, scores, beta=1e-6) == 4.5
+
+
 @rules
 def test_perfect_scores_are_cut_half_way(name):
     assert chosen(name, [0, 0, 1, 1], [1.0, 2.0, 4.0, 5.0]) == 3.0

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 from tables import TINY, mixed, numbers
 
@@ -50,6 +51,17 @@ def test_a_model_loads_where_its_device_is_not(tmp_path):
     fitted.set_params(device="cuda:7").save(tmp_path / NAME)
     copy = load(tmp_path / NAME, device="cpu")
     assert np.array_equal(copy.anomaly_score(mixed(20, seed=1)), fitted.anomaly_score(mixed(20, seed=1)))
+
+
+def test_a_device_and_sequences_of_any_kind_are_saved(tmp_path):
+    options = {"hidden": np.array([16]), "flips": set(), "device": torch.device("cpu")}
+    fitted = VAEDetector(**{**TINY, **options}).fit(mixed())
+    fitted.save(tmp_path / NAME)
+    copy = load(tmp_path / NAME, device=torch.device("cpu"))
+    assert (copy.hidden, copy.flips, copy.device) == ((16,), (), "cpu")
+    assert np.array_equal(copy.anomaly_score(mixed(20, seed=1)), fitted.anomaly_score(mixed(20, seed=1)))
+    with pytest.raises(ValueError, match="device=None must be a name such as 'auto', 'cpu' or 'cuda'"):
+        load(tmp_path / NAME, device=None)
 
 
 @pytest.mark.parametrize(

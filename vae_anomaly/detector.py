@@ -156,7 +156,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Of images: largest shift along each side, in pixels.
     brightness : float, default=0.0
         Of images: largest change of the brightness, as a share from 0 to 1.
-    device : str, default="auto"
+    device : str or torch.device, default="auto"
         "auto" takes CUDA where there is some, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Of products in training. "auto" takes TF32 where they are large and the device is CUDA's, which for layers of
@@ -243,7 +243,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         flips: tuple[str, ...] = (),
         shift: int = 0,
         brightness: float = 0.0,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "auto",
         random_state: Any = 0,
     ) -> None:
@@ -919,7 +919,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return scores_for(images=isinstance(self.schema_.core, PixelSchema))
 
     def _score(self, name: str | None = None) -> Score:
-        name = name or self.score_name_
+        name = self.score_name_ if name is None else name
         score = look_up("score", name, SCORES)
         check_score(name, self.schema_)
         return score
@@ -1010,7 +1010,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         model_state.save(self, path, notes)
 
 
-def load(path: str | os.PathLike[str], *, device: str = "auto") -> VAEDetector:
+def load(path: str | os.PathLike[str], *, device: str | torch.device = "auto") -> VAEDetector:
     """Detector that was saved with :meth:`VAEDetector.save`; its scores are those of the saved one.
 
     Raises

@@ -145,6 +145,8 @@ def false_alarm_share(
     p = p_values if isinstance(p_values, PValueCounts) else PValueCounts().add(p_values)
     if not 1 <= n_flagged <= len(p):
         raise ValueError(f"n_flagged={n_flagged} must be at least 1 and at most the {len(p)} rows with a p-value.")
+    if n_calibration < 1:
+        raise ValueError(f"n_calibration={n_calibration} must be at least 1, the rows that the p-values come from.")
     confidence = check_share("confidence", confidence, "draws of rows for which the bound holds")
     ranks, bounds = _joint_bounds(n_calibration, len(p), confidence)
     rank = round(p.smallest(n_flagged) * (n_calibration + 1))

@@ -80,7 +80,8 @@ def look_up(what: str, name: str, registry: Mapping[str, Entry]) -> Entry:
     Traceback (most recent call last):
     vae_anomaly.errors.UnknownNameError: Unknown score 'elbow'. Choose from 'kl', 'neg_elbo'.
     """
-    if name not in registry:
+    # What can't be hashed is no name, either.
+    if not isinstance(name, str) or name not in registry:
         known = ", ".join(repr(key) for key in sorted(registry))
         raise UnknownNameError(f"Unknown {what} {name!r}. Choose from {known}.")
     return registry[name]

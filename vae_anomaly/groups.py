@@ -38,7 +38,10 @@ def row_groups(groups: Any, n_samples: int) -> RowGroups:
     >>> row_groups(pd.Series([7.0, None, 8.0], name="machine"), 3)
     RowGroups(column='machine', names=array(['7', None, '8'], dtype=object))
     """
-    values = groups if isinstance(groups, pd.Series) else pd.Series(np.asarray(groups, dtype=object))
+    given = groups if isinstance(groups, pd.Series) else np.asarray(groups, dtype=object)
+    if given.ndim != 1:
+        raise ValueError(f"groups has shape {given.shape}, expected one entry for each of the {n_samples} rows.")
+    values = pd.Series(given)
     if len(values) != n_samples:
         raise ValueError(f"groups has {len(values)} entries, expected one for each of the {n_samples} rows.")
     codes, found = pd.factorize(values)

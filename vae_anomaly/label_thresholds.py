@@ -1,5 +1,6 @@
 """From scores of labelled rows to a threshold: the best cut by some measure, which promises no false-alarm rate."""
 
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -64,8 +65,11 @@ def f_beta(y: ArrayLike, scores: ArrayLike, beta: float = 1.0) -> float:
     """
     _check_positive("beta", beta)
     cuts = _cuts(y, scores)
-    weight = 1.0 + beta**2
-    return _best(cuts, weight * cuts.caught / (cuts.caught + cuts.alarms + beta**2 * cuts.n_anomalies))
+    # Of the mean of 1 / precision and 1 / recall, the share of the first: the square of beta may be beyond floats.
+    share = 1.0 / (1.0 + beta * beta)
+    mean = share * (cuts.caught + cuts.alarms) + (1.0 - share) * cuts.n_anomalies
+    # Where no row is flagged and recall counts for nothing, both are 0.
+    return _best(cuts, cuts.caught / np.maximum(mean, sys.float_info.min))
 
 
 def cost(y: ArrayLike, scores: ArrayLike, cost_miss: float = 1.0, cost_alarm: float = 1.0) -> float:

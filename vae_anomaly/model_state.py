@@ -3,7 +3,7 @@
 import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -106,12 +106,15 @@ def _groups(detector: "VAEDetector") -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy scalars as Python's own, paths as text, and sequences of names as lists, as JSON has them."""
+    """NumPy scalars as Python's own, paths and devices as text, and sequences as lists, as JSON has them."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, torch.device):
+        return str(value)
     if isinstance(value, np.generic):
         return value.item()
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+    is_sequence = isinstance(value, Collection) and not isinstance(value, str | Mapping)
+    return [_plain(inner) for inner in value] if is_sequence else value
 
 
 def restore(kind: type["VAEDetector"], path: str | os.PathLike[str]) -> "VAEDetector":

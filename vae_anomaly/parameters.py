@@ -1,7 +1,7 @@
 """What the parameters of a detector may be."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -78,19 +78,27 @@ def check_params(params: Mapping[str, Any]) -> None:
     _check_backbone(params["backbone"], params["backbone_weights"])
     for name, limits in LIMITS.items():
         limits.check(name, params[name])
-    hidden, categorical = params["hidden"], params["categorical_features"]
-    if any(not isinstance(width, Integral) or int(width) < 1 for width in hidden):
+    hidden, categorical, flips = params["hidden"], params["categorical_features"], params["flips"]
+    if not (_is_sequence(hidden) and all(map(_is_width, hidden))):
         raise ValueError(f"hidden={hidden!r} must hold positive integers, the widths of the layers.")
-    if isinstance(categorical, str):
+    if not _is_sequence(categorical):
         raise ValueError(f"categorical_features={categorical!r} must be a sequence of column names.")
-    if isinstance(params["flips"], str) or set(params["flips"]) - set(FLIPS):
-        raise ValueError(f"flips={params['flips']!r} must be a sequence of 'h' (left-right) and 'v' (upside-down).")
+    if not (_is_sequence(flips) and all(flip in tuple(FLIPS) for flip in flips)):
+        raise ValueError(f"flips={flips!r} must be a sequence of 'h' (left-right) and 'v' (upside-down).")
     look_up("precision", params["precision"], PRECISIONS)
     _check_random_state(params["random_state"])
     find_device(params["device"])
 
 
-def check_precision(precision: str, device: str) -> None:
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+
+
+def _is_width(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
+
+
+def check_precision(precision: str, device: str | torch.device) -> None:
     """ValueError if this device can't train in this precision; a model that was trained in it scores anywhere."""
     fault = precision_fault(precision, find_device(device))
     if fault:
@@ -145,8 +153,11 @@ def device_fault(name: str) -> str:
     return ""
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str | torch.device) -> torch.device:
     """Device of this name, "auto" for CUDA where there is some; ValueError for one that can't be used."""
+    if not isinstance(name, str | torch.device):
+        raise ValueError(f"device={name!r} must be a name such as 'auto', 'cpu' or 'cuda', or a torch.device.")
+    name = str(name)
     fault = device_fault(name)
     if fault:
         raise ValueError(f"device={name!r}: {fault} Use 'auto' or 'cpu'.")
