@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -60,6 +62,30 @@ def test_a_forked_process_has_threads_of_its_own(n_threads):
         os.waitpid(child, 0)
         pytest.fail("The child waits for threads that it does not have.")
     assert os.waitstatus_to_exitcode(status) == 7
+
+
+FORKED = """
+import multiprocessing
+import torch
+from vae_anomaly.workers import side_by_side
+
+def distances(_):
+    return float(torch.cdist(torch.ones(64, 5), torch.zeros(3000, 5)).sum()), torch.get_num_threads()
+
+torch.set_num_threads(2)
+list(side_by_side(lambda n: n, [1, 2]))
+wanted = distances(0)[0]
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    assert pool.apply_async(distances, (0,)).get(timeout=30) == (wanted, 1)
+assert distances(0) == (wanted, 2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_does_not_wait_for_threads_of_torch():
+    """Scoring in a worker of multiprocessing went on for ever once its parent had computed in two threads."""
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_gradients_are_left_to_the_function(n_threads):

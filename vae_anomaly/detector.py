@@ -80,7 +80,8 @@ _DRAWING = threading.Lock()
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Anomaly detector that learns what normal data look like with an ensemble of variational autoencoders.
 
-    Once fitted, it may be asked from several threads at once.
+    Once fitted, it may be asked from several threads at once. A process that is forked afterwards, as multiprocessing
+    does on Linux, computes in one thread: those of its parent are not there.
 
     Parameters
     ----------

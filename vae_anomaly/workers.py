@@ -102,8 +102,14 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 
 def _forget_pools() -> None:
-    """Start anew in a process that was forked: the threads stayed behind."""
+    """Start anew in a process that was forked: the threads stayed behind.
+
+    So did those of torch, which its operations would wait for without end: such a process computes in one thread.
+    """
     global _LOCK, _OURS
+    if _POOLS:
+        # Where nothing was computed before, none are missing.
+        torch.set_num_threads(1)
     _LOCK, _OURS = threading.Lock(), threading.local()
     _POOLS.clear()
 
