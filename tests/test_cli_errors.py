@@ -586,17 +586,21 @@ def test_a_model_is_replaced_by_its_calibration_alone(model):
 
 
 @pytest.mark.parametrize(
-    ("verb", "name"), [("report", "roc.csv"), ("report", "metrics.json"), ("compare", "compare.csv")]
+    ("name", "verb", "reads"),
+    [
+        ("roc.csv", "report", ["m.safetensors", "out/roc.csv"]),
+        ("metrics.json", "report", ["out/metrics.json", "labelled.csv"]),
+        ("compare.csv", "compare", ["out/compare.csv"]),
+    ],
 )
-def test_a_report_of_what_it_would_replace_is_refused(model, verb, name):
+def test_a_report_that_would_replace_what_it_reads_is_refused(model, name, verb, reads):
     Path("out").mkdir()
-    read = ["out/roc.csv"] if name == "roc.csv" else ["out/compare.csv"] if verb == "compare" else ["labelled.csv"]
-    if verb == "report":
-        write(model.read_bytes(), "out/metrics.json")
-        read = ["out/metrics.json", *read]
-    labelled().to_csv(read[-1], index=False)
+    write(model.read_bytes(), "m.safetensors")
+    write(model.read_bytes(), "out/metrics.json")
+    for file in ("out/roc.csv", "out/compare.csv"):
+        save(labelled(), file)
     sentence = f"-o out/{name}: this would replace out/{name}, which is read."
-    fails(USAGE, sentence, verb, *read, "--label", "anomaly", "-o", "out", "--overwrite")
+    fails(USAGE, sentence, verb, *reads, "--label", "anomaly", "-o", "out", "--overwrite")
 
 
 def test_an_output_among_the_tables_of_a_folder_is_refused(model):
