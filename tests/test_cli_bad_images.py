@@ -71,7 +71,7 @@ def test_a_folder_in_which_nothing_can_be_read(verb, model):
     assert "parts is a folder without an image or a table, with no files at all." in result.stderr
     Path("parts/deep/notes.txt").touch()
     result = run(verb, *model, "parts", "-o", "out.csv" if verb == "score" else "out", exit_code=3)
-    assert "with 1 other files, such as notes.txt. Images end in .png" in result.stderr
+    assert "with 1 other files, such as deep/notes.txt. Images end in .png" in result.stderr
     assert not list(Path().glob("out*"))
 
 

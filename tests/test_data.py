@@ -276,8 +276,12 @@ def test_paths_that_lead_nowhere():
         "pump.xlsx: the suffix '.xlsx' is unknown. Known suffixes are .csv, .csv.gz, .tsv, .parquet, .npy, .npz."
     ):
         read(save("a\n1\n", "pump.xlsx"))
-    with says("pump: the name has no suffix."):
+    with says("pump does not exist."):
         read("pump")
+    with says("pump.xls does not exist."):
+        read("pump.xls")
+    with says("valve: the name has no suffix."):
+        read(save("a\n1\n", "valve"))
     Path("empty").mkdir()
     with says("empty is a folder without a table. Known suffixes are .csv"):
         read("empty")
