@@ -222,3 +222,14 @@ def test_a_threshold_is_chosen_on_the_classes_of_a_folder(plant):
 def test_a_report_of_images_has_no_empty_column(plant):
     run("report", plant / "disc.safetensors", plant / "disc", "-o", "r")
     assert "What raised the score" not in Path("r/report.html").read_text()
+
+
+def test_files_of_other_formats_are_not_passed_over_in_silence(plant):
+    save(Path("parts"), discs(20, 5))
+    Image.new("L", (8, 8)).save("parts/new.gif")
+    sentence = "Passed over 1 file that is no image of a known format."
+    assert sentence in run("fit", "parts", "-o", "m.safetensors", *OPTIONS, "--fpr", 0.2).stderr
+    assert sentence in run("score", "m.safetensors", "parts", "-o", "s.csv").stderr
+    Path("parts/notes.txt").touch()
+    assert "Passed over 2 files that are no images" in run("score", "m.safetensors", "parts", "-o", "t.csv").stderr
+    assert "Passed" not in run("score", "m.safetensors", "parts/000.png", "-o", "u.csv").stderr

@@ -31,6 +31,7 @@ from vae_anomaly.cli.images import (
     image_options,
     image_progress,
     read_any,
+    tell_ignored,
     tell_resized,
 )
 from vae_anomaly.cli.large import columns_note, large_options, open_large, sample_note
@@ -252,6 +253,7 @@ def _normal(table: "Data | Images", cache_gb: float, quiet: bool, *, as_drawings
     X = normal.X
     if not isinstance(normal, Data):
         check_normal(normal, quiet)
+        tell_ignored(normal, quiet)
         if as_drawings:
             normal = replace(normal, X=fewer_pixels(normal.X, more_than=MAX_MLP_PIXELS))
         tell_resized(normal, quiet, few_tones=normal.X is not X)

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from vae_anomaly.data.images import Images
     from vae_anomaly.detector import VAEDetector
 
-__all__ = ["check_normal", "check_table", "holds_images", "image_options", "image_progress", "read_any", "tell_resized"]
+__all__ = [
+    "check_normal",
+    "check_table",
+    "holds_images",
+    "image_options",
+    "image_progress",
+    "read_any",
+    "tell_ignored",
+    "tell_resized",
+]
 
 # Where torchvision's data sets go that were not there.
 DEFAULT_ROOT = "~/.cache/vae-anomaly"
@@ -207,6 +216,13 @@ def image_progress(quiet: bool, doing: str, done: str, n_images: int) -> "Iterat
 
         yield on_part
     tell(quiet, f"{done} {count:,} images, {rate()}.")
+
+
+def tell_ignored(images: "Images", quiet: bool) -> None:
+    """Say how many files were passed over, as an image of another format would be missed."""
+    if images.n_ignored:
+        what = "file that is no image" if images.n_ignored == 1 else "files that are no images"
+        tell(quiet, f"Passed over {images.n_ignored} {what} of a known format.")
 
 
 def tell_resized(images: "Images", quiet: bool, *, few_tones: bool = False) -> None:

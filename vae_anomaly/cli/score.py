@@ -27,7 +27,7 @@ from vae_anomaly.cli.common import (
     table_options,
     tell,
 )
-from vae_anomaly.cli.images import check_table, holds_images, image_options, image_progress, read_any
+from vae_anomaly.cli.images import check_table, holds_images, image_options, image_progress, read_any, tell_ignored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,6 +148,7 @@ def _score_images(
     from vae_anomaly.score_file import new_tally
 
     images = cast("Images", read_any(data, split="test", detector=detector, **columns))
+    tell_ignored(images, quiet)
     if maps is not None:
         _check_maps(maps, overwrite, images)
     with image_progress(quiet, "Scoring", "Scored", len(images)) as on_part:
