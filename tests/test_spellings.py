@@ -35,7 +35,9 @@ def test_what_is_the_same(texts, same):
 def test_names_are_found_however_they_are_written():
     assert merged({"1.0": 2, "1": 2, "2.0": 5, "2": 1}) == {"2.0": 6, "1": 4}
     # What is written exactly so comes first.
-    assert places(["1.0", "1"], ["1", "1.0", "1.00", "x"]) == {"1": 1, "1.0": 0, "1.00": 1}
+    texts = ["1", "1.0", "1.00", "x"]
+    found = dict(zip(texts, places(["1.0", "1"], texts).tolist(), strict=True))
+    assert found == {"1": 1, "1.0": 0, "1.00": 1, "x": -1}
 
 
 @pytest.mark.parametrize("dtype", [float, object, "Int64", "Float64", np.int8, np.uint64, str])

@@ -460,7 +460,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             names = getattr(self, "feature_names_in_", None)
             if reset or names is None or list(X.columns) != list(names):
                 validate_data(self, X, skip_check_array=True, reset=reset)
-            _check_real(X)
             _check_rows(X, 2 if reset else 1)
             return X.reset_index(drop=True)
         array = validate_data(
@@ -1059,14 +1058,6 @@ def _unmasked(X: "np.ma.MaskedArray[Any, Any]") -> NDArray[Any]:
     # The others can say that a value is missing, or are refused for what they are.
     kind = np.float64 if X.dtype.kind in "biu" else X.dtype
     return np.asarray(np.ma.filled(X.astype(kind), np.nan))
-
-
-def _check_real(frame: pd.DataFrame) -> None:
-    for name, kind in zip(frame.columns, frame.dtypes, strict=True):
-        if kind.kind == "c":
-            raise DataError(
-                f"Column {str(name)!r} holds complex numbers. Give their real and imaginary parts as two columns."
-            )
 
 
 def _check_rows(frame: pd.DataFrame, at_least: int) -> None:

@@ -117,6 +117,4 @@ class Groups:
 
 def _places(names: tuple[str, ...], wanted: NDArray[np.object_]) -> NDArray[np.int64]:
     codes, known = pd.factorize(wanted)
-    found = places(names, known)
-    by_code = np.array([*(found.get(name, -1) for name in known), -1], dtype=np.int64)
-    return np.asarray(by_code[codes])
+    return np.asarray(np.append(places(names, known), -1)[codes], dtype=np.int64)

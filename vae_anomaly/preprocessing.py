@@ -227,6 +227,7 @@ class Schema:
         DataError
             If no column has two different values, or a column does not suit ``kinds``.
         """
+        _refuse_complex(frame)
         columns, categorical = [], set(map(str, categorical))
         for name in frame.columns:
             as_category = kinds == "categories" or str(name) in categorical
@@ -281,7 +282,9 @@ class Schema:
         # Columns of a frame come one by one, and slowly; a frame of floats alone is an array already.
         floats = frame.to_numpy() if all(kind == np.float64 for kind in frame.dtypes) else None
         used = self._used
-        if floats is not None:
+        if floats is None:
+            _refuse_complex(frame)
+        else:
             start = len(self.reals.columns)
             encoded[:, :start] = (reals or self.reals).encode_rows(floats, used[:start])
             used = used[start:]
@@ -488,6 +491,14 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...'"
 
 
+def _refuse_complex(frame: pd.DataFrame) -> None:
+    for name, kind in zip(frame.columns, frame.dtypes, strict=True):
+        if kind.kind == "c":
+            raise DataError(
+                f"Column {str(name)!r} holds complex numbers. Give their real and imaginary parts as two columns."
+            )
+
+
 def _refuse_infinite(name: str, numbers: NDArray[np.float64]) -> None:
     infinite = np.flatnonzero(np.isinf(numbers))
     if infinite.size:
@@ -568,18 +579,6 @@ def _codes(column: Column, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _encode_text(column: Column, values: "pd.Series[Any]") -> NDArray[np.float64]:
-    places, missing = _places(column, values)
-    if column.kind == "binary":
-        return np.where(missing, np.nan, np.where(np.isnan(places), UNSEEN, places))[:, None]
-    other = len(column.values)
-    onehot = np.zeros((len(places), column.width))
-    onehot[np.arange(len(places)), np.where(np.isnan(places), other, places).astype(np.intp)] = 1.0
-    onehot[missing] = np.nan
-    return onehot
-
-
-def _places(column: Column, values: "pd.Series[Any]") -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Place of each value among those of the column, NaN where it is none of them, and which ones are missing."""
     if _is_numeric(values):
         _refuse_infinite(column.name, values.to_numpy(dtype=np.float64, na_value=np.nan))
     if values.dtype == object:
@@ -587,10 +586,14 @@ def _places(column: Column, values: "pd.Series[Any]") -> tuple[NDArray[np.float6
         values = _as_texts(column.name, values)
     # Each value is looked up once, however often it occurs.
     codes, distinct = pd.factorize(values)
-    texts = _as_texts(column.name, pd.Series(distinct))
-    known = places(column.values, texts)
-    by_code = np.array([*(known.get(text, np.nan) for text in texts), np.nan])
-    return by_code[codes], np.asarray(codes < 0)
+    place = np.append(places(column.values, _as_texts(column.name, pd.Series(distinct))), -1)[codes]
+    missing, unseen = codes < 0, place < 0
+    if column.kind == "binary":
+        return np.where(missing, np.nan, np.where(unseen, UNSEEN, place))[:, None]
+    onehot = np.zeros((len(place), column.width))
+    onehot[np.arange(len(place)), np.where(unseen, len(column.values), place)] = 1.0
+    onehot[missing] = np.nan
+    return onehot
 
 
 def _decode_column(column: Column, encoded: NDArray[Any]) -> Any:

@@ -3,6 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = ["merged", "places", "spelling"]
 
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d*)\.0+")
@@ -49,22 +52,15 @@ def merged(counts: Mapping[str, int]) -> dict[str, int]:
     return found
 
 
-def places(names: Sequence[str], texts: Iterable[str]) -> dict[str, int]:
-    """Place of each of the texts among the names, however it is written; without those that are none of them.
+def places(names: Sequence[str], texts: Iterable[str]) -> NDArray[np.intp]:
+    """Place of each of the texts among the names, however it is written; -1 where it is none of them.
 
     Examples
     --------
-    >>> places(["1", "x"], ["1.0", "x", "y"])
-    {'1.0': 0, 'x': 1}
+    >>> places(["1", "x"], ["1.0", "x", "y"]).tolist()
+    [0, 1, -1]
     """
     exact = {name: place for place, name in enumerate(names)}
-    found = {}
-    known: dict[str, int] | None = None
-    for text in texts:
-        place = exact.get(text)
-        if place is None:
-            known = {spelling(name): place for name, place in exact.items()} if known is None else known
-            place = known.get(spelling(text))
-        if place is not None:
-            found[text] = place
-    return found
+    alike = {spelling(name): place for name, place in exact.items()}
+    found = (exact[text] if text in exact else alike.get(spelling(text), -1) for text in texts)
+    return np.fromiter(found, dtype=np.intp)
