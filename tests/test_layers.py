@@ -183,8 +183,9 @@ TABLE = {
     "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
     "cli.large": {"cli.common", "cli.images", "data.large", "errors", "memory"},
     "cli.fit": {
-        "cli.apart", "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.drawings",
-        "data.images", "detector", "errors", "in_parts", "planning", "predictions", "row_hashes", "splitting",
+        "cli.apart", "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.delimited",
+        "data.drawings", "data.images", "detector", "errors", "in_parts", "planning", "predictions", "row_hashes",
+        "splitting",
     },
     "cli.score": {
         "", "atomic", "cli.apart", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps",

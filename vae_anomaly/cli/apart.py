@@ -54,6 +54,8 @@ def check_maps_apart(folder: str, images: "Images") -> None:
     """Refuse a folder of maps in which one of them would replace an image: they have the same names."""
     from vae_anomaly.data.maps import map_names
 
+    if not os.path.isdir(folder):
+        return
     read = {os.path.realpath(path) for path in (images.name, *(images.X.paths or ()))}
     for name in map_names(images.ids.tolist()):
         for file in (os.path.join(folder, f"{name}.npy"), os.path.join(folder, f"{name}.png")):

@@ -27,7 +27,7 @@ from vae_anomaly.cli.common import (
 )
 from vae_anomaly.cli.images import (
     check_normal,
-    holds_images,
+    check_table,
     image_options,
     image_progress,
     read_any,
@@ -178,22 +178,17 @@ def command(
     }
     seed = params["random_state"]
     image_only: dict[str, Any] = {"normal_class": normal_class, "root": root, "size": size, "tile": params["tile"]}
-    large = (
-        None
-        if normal_class or size or params["tile"]
-        else open_large(data, images=images, max_rows=max_rows, max_memory=max_memory, **columns)
-    )
+    large = open_large(data, images=images, max_rows=max_rows, max_memory=max_memory, **columns)
     if large is None:
         table = read_any(data, split="train", images=images, cache_gb=cache_gb, **image_only, **columns)
         _check_images(table, params)
-        if max_rows is not None and (images or holds_images(data)):
-            raise click.UsageError(f"--max-rows is for tables, and {table.name} holds images.")
         _check_weights(params["backbone"], params["backbone_weights"])
         asked = size or any(params[name] not in (None, "auto") for name in ("tile", "backbone", "net", "likelihood"))
         rows = _normal(table, cache_gb, quiet, as_drawings=not asked)
         if max_rows is not None:
             rows = _fewer(rows, max_rows, seed)
     else:
+        check_table(data, normal_class, size, params["tile"])
         _check_images(large, params)
         rows = _drawn(large, max_rows, seed) if max_rows is not None else _in_parts(large, group, seed)
     detector = _fit(rows, group, quiet, categorical_features=categorical, hidden=_widths(hidden), **params)
@@ -379,8 +374,10 @@ def _in_shell(text: str) -> str:
 
 def _other_delimiter(X: Any) -> str:
     """Advice for a table whose only column has a name that looks like several."""
+    from vae_anomaly.data.delimited import DELIMITERS
+
     names = [str(name) for name in getattr(X, "columns", ())]
-    if len(names) != 1 or not any(character in names[0] for character in ",;\t|"):
+    if len(names) != 1 or not any(character in names[0] for character in DELIMITERS):
         return ""
     return f" Its only column is {names[0]!r}: name another delimiter with --delimiter, or leave that out."
 

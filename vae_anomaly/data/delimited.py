@@ -19,8 +19,8 @@ from vae_anomaly.errors import DataError, DataWarning
 
 __all__ = [
     "DAMAGED_GZIP",
+    "DELIMITERS",
     "MISSING",
-    "SAMPLE_SIZE",
     "Layout",
     "check_utf8",
     "csv_layout",
