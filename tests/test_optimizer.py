@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vae_anomaly.ensemble import Ensemble
-from vae_anomaly.optimizer import FlatParameters, one_cycle
+from vae_anomaly.optimizer import ALIGNED, N_PIECES, FlatParameters, one_cycle
 from vae_anomaly.training import Plan
 
 
@@ -58,3 +58,23 @@ def test_a_step_is_adamw_with_the_gradient_of_each_member_clipped(ensemble):
     for member in range(3):
         for value, wanted in zip(ensemble.params.values(), plain[member].params, strict=True):
             torch.testing.assert_close(value[member].detach(), wanted)
+
+
+@pytest.mark.parametrize("n_pieces", [7, 10_000])
+def test_a_step_in_pieces_is_the_step_of_the_whole(make_vae, n_pieces, monkeypatch):
+    """As on a GPU; more pieces than there are numbers for are fewer."""
+
+    def after_two_steps():
+        ensemble = Ensemble([make_vae(seed=seed) for seed in range(3)])
+        weights = FlatParameters(ensemble, Plan(1, max_grad_norm=1e-3))
+        for rate in (0.01, 0.02):
+            weights.step(sum(value.square().sum() for value in ensemble.params.values()), rate)
+        return weights
+
+    whole = after_two_steps()
+    monkeypatch.setitem(N_PIECES, "cpu", n_pieces)
+    pieces = after_two_steps()
+    assert len(whole.pieces[0]) == 1 < len(pieces.pieces[0]) <= n_pieces
+    assert all(len(piece) % ALIGNED == 0 for piece in pieces.pieces[0][:-1])
+    # A processor computes the last few numbers of a piece by other instructions.
+    torch.testing.assert_close(pieces.flat, whole.flat, rtol=0, atol=1e-7)

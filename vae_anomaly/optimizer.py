@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FlatParameters", "one_cycle"]
 
+# A GPU goes through a tensor by blocks of 65,536 numbers, each on a processor of its own: ours would keep a dozen of
+# its hundred busy. So many tensors, the most that it takes at once, keep three times as many.
+N_PIECES = {"cuda": 36}
+# It reads four numbers at a time, if these are aligned.
+ALIGNED = 4
+
 
 def one_cycle(step: int, n_steps: int, peak: float) -> float:
     """Learning rate of a step [1]_: up from peak / 25 over the first 30 %, then down to next to nothing, by cosines.
@@ -46,13 +52,16 @@ class FlatParameters:
 
     def __init__(self, ensemble: "Ensemble", plan: "Plan") -> None:
         self.shapes = {name: value.shape for name, value in ensemble.params.items()}
-        self.flat = _joined(value.detach() for value in ensemble.params.values())
+        self.flat = _join([value.detach() for value in ensemble.params.values()])
         ensemble.params = self._views(self.flat)
         self.leaves = list(ensemble.params.values())
         self.weight_decay = plan.weight_decay
         self.limit = plan.max_grad_norm * math.prod(ensemble.skeleton.event_shape)
-        self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self.n_steps = torch.zeros((), device=self.flat.device)
+        n_pieces = N_PIECES.get(self.flat.device.type, 1)
+        self.gradient, self.mean, self.square = (torch.zeros_like(self.flat) for _ in range(3))
+        pieces = (_pieces(value, n_pieces) for value in (self.flat, self.gradient, self.mean, self.square))
+        self.pieces = list(pieces)
+        self.n_steps = list(torch.zeros(len(self.pieces[0]), device=self.flat.device).unbind())
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         # Views of a slice: they keep the stride of the whole from member to member.
@@ -62,12 +71,16 @@ class FlatParameters:
 
     def step(self, loss: Tensor, learning_rate: float | Tensor) -> None:
         """Follow the gradient of ``loss``, that of each member scaled to at most ``max_grad_norm`` for each entry."""
-        gradient = _joined(torch.autograd.grad(loss, self.leaves))
-        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        gradient.mul_((self.limit / (norm + 1e-6)).clamp(max=1.0))
+        _join(torch.autograd.grad(loss, self.leaves), out=self.gradient)
+        norm = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
+        factor = (self.limit / (norm + 1e-6)).clamp(max=1.0)
+        # A processor can be asked whether there is anything to do.
+        if factor.device.type != "cpu" or bool((factor < 1.0).any()):
+            self.gradient.mul_(factor)
+        flat, gradient, mean, square = self.pieces
         # The function under the class of this name, which adds half the time to a step as small as this.
         adamw(
-            [self.flat], [gradient], [self.mean], [self.square], [], [self.n_steps], fused=True, amsgrad=False,
+            flat, gradient, mean, square, [], self.n_steps, fused=True, amsgrad=False,
             beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=self.weight_decay, eps=1e-8, maximize=False,
         )  # fmt: skip
 
@@ -80,6 +93,12 @@ class FlatParameters:
         return {name: part.detach().contiguous().requires_grad_() for name, part in self._views(flat).items()}
 
 
-def _joined(values: Iterable[Tensor]) -> Tensor:
+def _join(values: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
     """All numbers of each member in a row."""
-    return torch.cat([value.reshape(len(value), -1) for value in values], dim=1)
+    return torch.cat([value.reshape(len(value), -1) for value in values], dim=1, out=out)
+
+
+def _pieces(flat: Tensor, n_pieces: int) -> list[Tensor]:
+    """The same numbers as ``n_pieces`` tensors, or fewer, of nearly the same length."""
+    length = math.ceil(flat.numel() / n_pieces)
+    return list(torch.split(flat.view(-1), length + -length % ALIGNED))
