@@ -24,7 +24,8 @@ TABLE = {
     "scratch": set(),
     "tails": set(),
     "thresholds": {"tails"},
-    "fused": set(),
+    "replay": set(),
+    "fused": {"replay"},
     "memory": set(),
     "in_parts": {"errors", "scratch"},
     "neighbours": set(),
@@ -58,7 +59,6 @@ TABLE = {
     "scores": {"image_scores", "neighbours", "patches", "usual", "vae"},
     "optimizer": set(),
     "products": set(),
-    "replay": set(),
     "supply": {"splitting"},
     "replayed_steps": {"pipeline", "replay", "streaming", "supply"},
     "training": {

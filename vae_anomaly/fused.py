@@ -1,11 +1,14 @@
 """The layers of many networks side by side as one function, whose gradient is written out."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from vae_anomaly.replay import Branch
 
 __all__ = ["STEPS", "run_layers"]
 
@@ -102,14 +105,17 @@ class _Layers(torch.autograd.Function):
         one = g.new_ones(())
         found: list[Tensor] = []
         skipped: list[Tensor] = []
+        # Nobody waits for the gradients of weights before the end.
+        branch = Branch(g.device)
         for index in range(len(ctx.steps) - 1, -1, -1):
             step = ctx.steps[index]
             if step == "affine":
                 # The output of a SiLU is kept once, and taken off when its own turn comes.
                 after_silu = index > 0 and ctx.steps[index - 1] == "silu"
                 inputs = kept[-1] if after_silu else kept.pop()
-                found += [g.sum(dim=-2), torch.bmm(g.mT, inputs)]
+                found += branch.run(functools.partial(_of_weights, g, inputs), g, inputs)
                 if index == 0 and not ctx.needs_input_grad[2]:
+                    branch.join()
                     return None, None, None, *found[::-1]
                 g = torch.bmm(g, weights[n_weights - len(found)])
             elif step == "silu":
@@ -121,4 +127,10 @@ class _Layers(torch.autograd.Function):
                 skipped.append(g)
             else:
                 g = skipped.pop() + g
+        branch.join()
         return None, None, g, *found[::-1]
+
+
+def _of_weights(g: Tensor, inputs: Tensor) -> list[Tensor]:
+    """Gradients of the bias and of the weight of an affine map, from that of its output."""
+    return [g.sum(dim=-2), torch.bmm(g.mT, inputs)]
