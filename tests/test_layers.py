@@ -106,7 +106,8 @@ TABLE = {
         "preprocessing",
         "row_hashes", "features", "pixels", "tails", "thresholds", "tiles", "training", "errors",
     },
-    "scoring": {"ensemble", "memory", "products", "scratch", "vae", "workers"},
+    "replayed_blocks": {"ensemble", "replay"},
+    "scoring": {"ensemble", "memory", "products", "replay", "replayed_blocks", "scratch", "vae", "workers"},
     "encoding": {"errors", "memory", "preprocessing", "workers"},
     "planning": {
         "augment", "features", "likelihoods", "picture", "pixels", "preprocessing", "scores", "scratch", "splitting",

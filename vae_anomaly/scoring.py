@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from vae_anomaly.ensemble import Ensemble, stacked
 from vae_anomaly.memory import as_tensor, fits, keep_freed_memory
 from vae_anomaly.products import multiplied
+from vae_anomaly.replay import stream_of
+from vae_anomaly.replayed_blocks import blocks_of
 from vae_anomaly.scratch import blocks
 from vae_anomaly.vae import VAE
 from vae_anomaly.workers import side_by_side
@@ -26,8 +29,8 @@ __all__ = ["IMPUTATION_STEPS", "SCORING_BATCH", "block_size", "by_blocks", "has_
 SCORING_BATCH = 1024
 # What is done to a row by a light function takes no longer than Python takes to ask for it, for fewer rows.
 LIGHT_BATCH = 2048
-# A GPU takes as long for a block of the size above as for one of this size.
-GPU_BATCH = 8192
+# A GPU takes as long for a block of these sizes as for one of so many times as many rows.
+GPU_TIMES = 8
 # A few rows alone come in a smaller block, where that gives the same bits; tried the first time. In the smallest ones
 # all members come at once.
 SMALL_BATCHES = (4, 8, 32, 128)
@@ -56,7 +59,7 @@ def block_size(
     """Rows of so many entries, each ``n_parts`` samples, that are scored together; on a CPU if none is named."""
     most = LIGHT_BATCH if getattr(function, "light", False) else SCORING_BATCH
     if device is not None and device.type == "cuda":
-        most = GPU_BATCH
+        most *= GPU_TIMES
     return max(1, min(most // n_parts, MAX_SCORING_ENTRIES // n_entries))
 
 
@@ -176,35 +179,59 @@ def _map_blocks(
 ) -> Any:
     keep_freed_memory()
     ensemble, device = ensemble.told(complete=not holed, imputation_steps=IMPUTATION_STEPS * holed), ensemble.device
-    eps, shared, n_rows = eps.to(device), encoded.ndim == 2, encoded.shape[-2]
-    rows = _on_gpu(encoded, device) if device.type == "cuda" else encoded
+    shared, n_rows = encoded.ndim == 2, encoded.shape[-2]
+    axis = 0 if shared else 1
+
+    @torch.no_grad()
+    def whole(x: Tensor, eps: Tensor) -> Any:
+        found = ensemble.map(function, x, eps, in_dims=(None if shared else 0, None), together=together)
+        return _joined(found, shared=shared)
 
     def kept(values: Any, span: _Span) -> Any:
         if isinstance(values, tuple):
             return tuple(kept(part, span) for part in values)
-        values = values[:, : n_rows - span.start].double()
-        return values.mean(dim=0) if shared else values
+        rows = slice(n_rows - span.start)
+        return values[rows] if shared else values[:, rows]
 
-    @torch.no_grad()
-    def whole(span: _Span) -> Any:
-        x = _block(rows, span).to(device)
-        dims = (None if shared else 0, None)
-        return kept(ensemble.map(function, x, eps, in_dims=dims, together=together), span)
+    def alone(span: _Span) -> Any:
+        return kept(whole(_block(encoded, span).to(device), eps), span)
 
+    if device.type == "cuda":
+        with _on_gpu(encoded, device) as rows:
+            one = blocks_of(ensemble, (function, shared, spans[0].size), eps)
+            found = _in_a_row([kept(one(whole, _block(rows, span).to(device)), span) for span in spans], axis)
+        with torch.cuda.stream(stream_of(device)):
+            return _to_numpy(found)
     if device.type != "cpu" or together:
+        eps = eps.to(device)
         with multiplied(device):
-            results = list(map(whole, spans))
+            results = list(map(alone, spans))
     elif len(spans) >= torch.get_num_threads():
         # With all that is done to its result, as the caller's operations would wait for these threads.
-        results = list(side_by_side(whole, spans))
+        results = list(side_by_side(alone, spans))
     else:
         few = [_block(encoded, span) for span in spans]
-        results = list(map(kept, _by_members(ensemble.views(), eps, function, few), spans))
-    axis = 0 if shared else 1
-    # A GPU is not waited for before it has been told of all blocks.
+        by_members = _by_members(ensemble.views(), eps, function, few)
+        results = [kept(_joined(values, shared=shared), span) for values, span in zip(by_members, spans, strict=True)]
+    return _to_numpy(_in_a_row(results, axis))
+
+
+def _joined(values: Any, *, shared: bool) -> Any:
+    """Means of what all members found, where they saw the same rows."""
+    if isinstance(values, tuple):
+        return tuple(_joined(part, shared=shared) for part in values)
+    return values.double().mean(dim=0) if shared else values.double()
+
+
+def _in_a_row(results: Sequence[Any], axis: int) -> Any:
+    """Results of blocks as one, or as one for each part of them."""
     if isinstance(results[0], tuple):
-        return tuple(torch.cat(parts, dim=axis).cpu().numpy() for parts in zip(*results, strict=True))
-    return torch.cat(results, dim=axis).cpu().numpy()
+        return tuple(torch.cat(parts, dim=axis) for parts in zip(*results, strict=True))
+    return torch.cat(list(results), dim=axis)
+
+
+def _to_numpy(results: Any) -> Any:
+    return tuple(map(_to_numpy, results)) if isinstance(results, tuple) else results.cpu().numpy()
 
 
 def _by_members(members: Sequence[VAE], eps: Tensor, function: RowFunction, few: Sequence[Tensor]) -> Iterator[Any]:
@@ -219,11 +246,21 @@ def _by_members(members: Sequence[VAE], eps: Tensor, function: RowFunction, few:
     return (stacked(list(itertools.islice(results, len(members)))) for _ in few)
 
 
-def _on_gpu(encoded: NDArray[np.float32], device: torch.device) -> NDArray[np.float32] | Tensor:
-    """All rows, if they fit: each copy waits until the GPU is through with all that it has been told before."""
-    if not fits(encoded.nbytes, device):
-        return encoded
-    return as_tensor(encoded).to(device)
+@contextmanager
+def _on_gpu(encoded: NDArray[np.float32], device: torch.device) -> Iterator[NDArray[np.float32] | Tensor]:
+    """All rows, if they fit, in the stream that threads share, of which it is this one's turn.
+
+    A copy waits until a stream is through with all that it has been told before, so rows come by the thread's own, and
+    what is found is to leave by it.
+    """
+    usual, own, shared = torch.cuda.current_stream(device), stream_of(device), stream_of(device, shared=True)
+    with torch.cuda.stream(own):
+        rows = as_tensor(encoded).to(device) if fits(encoded.nbytes, device) else encoded
+    with multiplied(device), torch.cuda.stream(shared):
+        shared.wait_stream(usual)
+        shared.wait_stream(own)
+        yield rows
+        own.wait_stream(shared)
 
 
 def _block(encoded: NDArray[np.float32] | Tensor, span: _Span) -> Tensor:

@@ -1,0 +1,112 @@
+"""Blocks that a GPU scores by what it recorded of one of them."""
+
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from tables import numbers
+
+from vae_anomaly import replayed_blocks, scoring
+from vae_anomaly.detector import VAEDetector
+from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.replayed_blocks import blocks_of
+from vae_anomaly.scores import SCORES
+
+# No more is asked of the networks than that they exist.
+STEPS = {"n_estimators": 3, "max_steps": 20, "hidden": (16,)}
+
+
+@pytest.fixture
+def ensemble(make_vae):
+    return Ensemble([make_vae(seed=seed) for seed in range(3)])
+
+
+def test_other_devices_are_asked_each_time(ensemble, monkeypatch):
+    monkeypatch.setattr(replayed_blocks, "N_BEFORE", 2)
+    eps, calls = torch.ones(1), []
+    blocks = blocks_of(ensemble, "sum", eps)
+
+    def function(x, eps):
+        calls.append(1)
+        return x + eps
+
+    found = [float(blocks(function, torch.tensor(float(value)))) for value in range(5)]
+    assert found == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert len(calls) == 5
+
+
+def test_blocks_are_known_by_what_is_done_and_by_what_is_read(ensemble):
+    eps = torch.ones(1)
+    blocks = blocks_of(ensemble, "sum", eps)
+    assert blocks_of(ensemble, "sum", eps) is blocks
+    assert blocks_of(ensemble, "mean", eps) is not blocks
+    assert blocks_of(ensemble, "sum", torch.ones(1)) is not blocks
+    blocks = blocks_of(ensemble, "sum", eps)
+    # As the end of `fit` does.
+    ensemble.buffers.update({name: value.clone() for name, value in ensemble.buffers.items()})
+    assert blocks_of(ensemble, "sum", eps) is not blocks
+
+
+def test_blocks_go_with_their_ensemble(make_vae):
+    ensemble = Ensemble([make_vae()])
+    gone = weakref.ref(blocks_of(ensemble, "sum", torch.ones(1)))
+    del ensemble
+    gc.collect()
+    assert gone() is None
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("holed", [False, True])
+@pytest.mark.parametrize("name", [name for name, score in SCORES.items() if not score.images])
+def test_replayed_blocks_have_the_bits_of_others(name, holed, monkeypatch):
+    """Whatever the scores ask of the GPU, by several threads at a time; what can't be recorded is called."""
+    monkeypatch.setattr(scoring, "GPU_TIMES", 1)
+    X = numbers(2500)
+    if holed:
+        X[np.random.default_rng(0).random(X.shape) < 0.2] = np.nan
+    detector = VAEDetector(**STEPS, device="cuda").fit(X[:300])
+    monkeypatch.setattr(replayed_blocks, "N_BEFORE", 10**9)
+    wanted, explained = detector.anomaly_score(X, score_name=name), detector.explain(X, score_name=name)
+    replayed_blocks._KNOWN.clear()
+    monkeypatch.setattr(replayed_blocks, "N_BEFORE", 2)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: detector.anomaly_score(X, score_name=name), range(6)))
+    assert all(np.array_equal(some, wanted, equal_nan=True) for some in found)
+    graphs = [one._graph for known in replayed_blocks._KNOWN.values() for one in known.values()]
+    assert graphs
+    assert None not in graphs
+    again = [detector.explain(X, score_name=name) for _ in range(2)]
+    assert all(np.array_equal(some, explained, equal_nan=True) for some in again)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("name", [name for name, score in SCORES.items() if score.images])
+def test_scores_of_images_are_the_same_whether_or_not_they_can_be_recorded(name, monkeypatch):
+    """Those that look at the bytes of a file wait for the GPU, which can't be recorded."""
+    monkeypatch.setattr(replayed_blocks, "N_BEFORE", 2)
+    images = np.random.default_rng(0).random((100, 1, 12, 12)).astype(np.float32)
+    detector = VAEDetector(**STEPS, device="cuda").fit(images)
+    found = [detector.anomaly_score(images, score_name=name) for _ in range(5)]
+    assert all(np.array_equal(found[0], again) for again in found[1:])
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_replayed_blocks_read_the_model_that_is_fitted_now(monkeypatch):
+    monkeypatch.setattr(replayed_blocks, "N_BEFORE", 1)
+    X = numbers(300)
+    detector = VAEDetector(**STEPS, device="cuda").fit(X)
+    first = [detector.anomaly_score(X) for _ in range(3)]
+    again = VAEDetector(**STEPS, device="cuda", random_state=1).fit(X)
+    wanted = again.anomaly_score(X)
+    detector.set_params(random_state=1).fit(X)
+    assert np.array_equal(first[0], first[2])
+    assert np.array_equal(detector.anomaly_score(X), wanted)
