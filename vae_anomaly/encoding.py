@@ -91,9 +91,8 @@ class _RealsThere:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def encode_rows(self, floats: NDArray[np.float64], places: Sequence[int]) -> NDArray[np.float32]:
-        """As :meth:`Reals.encode_rows` gives them, if no number is infinite."""
-        encoded = np.empty((len(floats), len(places)), dtype=np.float32)
+    def encode_rows(self, floats: NDArray[np.float64], places: Sequence[int], out: NDArray[np.float32]) -> None:
+        """What :meth:`Reals.encode_rows` puts into ``out``, if no number is infinite."""
         size = max(1, VALUES_THERE // max(1, floats.shape[1]))
         chosen = torch.tensor(places, dtype=torch.long, device=self.device)
         with torch.cuda.stream(self.stream):
@@ -101,8 +100,8 @@ class _RealsThere:
                 there = as_tensor(floats[start : start + size]).to(self.device)
                 if bool(torch.isinf(there).any()):
                     raise _InfiniteError
-                encoded[start : start + size] = self._encoded(there.T[chosen]).T.contiguous().cpu().numpy()
-        return encoded
+                # In one go from there to its place.
+                torch.from_numpy(out[start : start + size]).copy_(self._encoded(there.T[chosen]).T)
 
     def _encoded(self, numbers: Tensor) -> Tensor:
         """Encoded values of shape (n_columns, n_rows)."""

@@ -110,7 +110,7 @@ class Column:
 class RealsEncoder(Protocol):
     """Who encodes real columns."""
 
-    def encode_rows(self, floats: NDArray[np.float64], places: Sequence[int]) -> Encoded:
+    def encode_rows(self, floats: NDArray[np.float64], places: Sequence[int], out: Encoded) -> None:
         """As :meth:`Reals.encode_rows` does."""
 
 
@@ -134,8 +134,8 @@ class Reals:
         scaled += self.bends(numbers)
         return np.clip(scaled, -MAX_SCALED, MAX_SCALED, out=scaled)
 
-    def encode_rows(self, floats: NDArray[np.float64], places: Sequence[int]) -> Encoded:
-        """Encoded values of the columns at these places of a table.
+    def encode_rows(self, floats: NDArray[np.float64], places: Sequence[int], out: Encoded) -> None:
+        """Put the encoded values of the columns at these places of a table into ``out``.
 
         Raises
         ------
@@ -145,15 +145,14 @@ class Reals:
         if np.isinf(floats).any():
             for column, place in zip(self.columns, places, strict=True):
                 _refuse_infinite(column.name, floats[:, place])
-        encoded, start = np.empty((len(floats), len(places)), dtype=np.float32), 0
+        start = 0
         for part in [self] if len(floats) <= FEW_ROWS else self._parts:
             own = slice(start, start + len(part.columns))
             size = max(1, VALUES_AT_ONCE // max(1, len(part.columns)))
             for first in range(0, len(floats), size):
                 rows = slice(first, first + size)
-                encoded[rows, own] = part.encode(floats[rows, places[own]])
+                out[rows, own] = part.encode(floats[rows, places[own]])
             start = own.stop
-        return encoded
 
     @cached_property
     def _parts(self) -> list["Reals"]:
@@ -286,7 +285,7 @@ class Schema:
             _refuse_complex(frame)
         else:
             start = len(self.reals.columns)
-            encoded[:, :start] = (reals or self.reals).encode_rows(floats, used[:start])
+            (reals or self.reals).encode_rows(floats, used[:start], encoded[:, :start])
             used = used[start:]
         for index in used:
             column = self.columns[index]
