@@ -11,25 +11,23 @@ for lack of one of them is left out, with a line that says so.
 
 Both sides of a comparison run in turn, in this process (PyOD in one of its own, which times itself), with as many
 threads; the figure is the median over the pairs. Each case adds one JSON line to --runs; what stands there already, for
-the same device and number of threads, is not run again. --table runs nothing and turns the lines into a Markdown file
-and a plot beside them. --quick takes small sizes, to see that all works; its lines are marked, and no table shows them.
+the same processor and number of threads, is not run again. --table runs nothing and turns the lines into a Markdown
+file and a plot beside them. --quick takes small sizes, to see that all works; its lines are marked, and no table shows
+them.
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,232 +35,26 @@ import torch.nn.functional as F
 from adbench import protocol_b
 from records import constants, provenance, read_runs
 from scipy.stats import spearmanr
-from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
+from speed_measuring import N_COLUMNS, Case, Figures, fitted, in_turn, n_learned, row_visits, seconds, table_of
 from speed_report import write_report
+from speed_textbook import textbook
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.transforms import ToTensor
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.errors import CalibrationWarning, PosteriorCollapseWarning
 from vae_anomaly.planning import training_plan
-from vae_anomaly.products import precision_fault
 from vae_anomaly.scores import MAX_NATS, NEARBY_SHARE
 from vae_anomaly.scoring import SCORING_BATCH
-from vae_anomaly.splitting import split_rows
-from vae_anomaly.thresholds import THRESHOLDS
 from vae_anomaly.vae import VAE
 
 HERE = Path(__file__).parent
 # From 800 to 6,200 rows to train on.
 PYOD_SETS = ("6_cardio", "38_thyroid", "23_mammography", "22_magic.gamma", "26_optdigits")
 QUALITY_SETS = ("6_cardio", "12_fault", "38_thyroid", "39_vertebral", "20_letter")
-N_COLUMNS = 30
 # Steps of a fit whose speed is not what is measured.
 FEW_STEPS = 200
-
-Figures = dict[str, Any]
-
-
-class Case(NamedTuple):
-    """One line of the runs."""
-
-    section: str
-    name: str
-    measure: Callable[[], Figures]
-
-
-# -- measuring ---------------------------------------------------------------------------------------------------------
-
-
-def seconds(function: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """How long a call takes, with all that it leaves the device to do."""
-    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
-    wait()
-    started = time.perf_counter()
-    result = function()
-    wait()
-    return time.perf_counter() - started, result
-
-
-def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], n_pairs: int, device: str) -> tuple[float, float]:
-    """Median seconds of both, run one after the other; whichever is first changes from pair to pair."""
-    found: dict[Callable[[], Any], list[float]] = {ours: [], theirs: []}
-    for pair in range(n_pairs):
-        for side in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
-            found[side].append(seconds(side, device)[0])
-    return median(found[ours]), median(found[theirs])
-
-
-def table_of(n_rows: int, n_columns: int = N_COLUMNS, seed: int = 0) -> np.ndarray:
-    """Rows near a curved surface, with skewed and rounded columns among them."""
-    rng = np.random.default_rng(seed)
-    mix = np.random.default_rng(7).normal(size=(8, n_columns))
-    X = np.tanh(rng.normal(size=(n_rows, 8))) @ mix + 0.2 * rng.normal(size=(n_rows, n_columns))
-    X[:, ::5] = np.exp(0.5 * X[:, ::5])
-    X[:, 1::10] = X[:, 1::10].round(1)
-    return X
-
-
-def fitted(options: argparse.Namespace, X: np.ndarray, **parameters: Any) -> VAEDetector:
-    with warnings.catch_warnings():
-        # Fits of a few steps are here to be timed.
-        warnings.simplefilter("ignore", PosteriorCollapseWarning)
-        warnings.simplefilter("ignore", CalibrationWarning)
-        return VAEDetector(device=options.device, **parameters).fit(X)
-
-
-def n_learned(detector: VAEDetector) -> int:
-    """Rows that one member learns from; which ones it leaves out follows from their number alone."""
-    n_rows = detector.n_rows_["train"]
-    if not detector.threshold_rule_["out_of_fold"]:
-        n_rows += detector.n_rows_["calibration"]
-    generators = [torch.Generator() for _ in range(detector.n_estimators + 1)]
-    needed = THRESHOLDS[detector.threshold].rows_needed(detector.fpr)
-    return split_rows(n_rows, needed, generators).train.shape[1]
-
-
-def row_visits(detector: VAEDetector) -> float:
-    """Rows that training looked at, times members: rows x epochs x members."""
-    return float(detector.history_.epoch[-1]) * detector.n_estimators * n_learned(detector)
-
-
-# -- fit against the textbook loop -------------------------------------------------------------------------------------
-
-
-def read_idx(folder: Path, stem: str) -> np.ndarray | None:
-    for path in sorted(folder.glob(f"*{stem}-images*")):
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28).copy()
-    return None
-
-
-def digits(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
-    """Images of 28 x 28 to train on and to test with, and what they are."""
-    if options.mnist is not None:
-        train, test = read_idx(options.mnist, "train"), read_idx(options.mnist, "t10k")
-        if train is not None and test is not None:
-            return train, test, "MNIST, 60,000 images"
-        if test is not None:
-            return test[:9000], test[9000:], "9,000 of MNIST's test images"
-    small = torch.from_numpy(load_digits().images)[:, None] / 16
-    large = F.interpolate(small, size=(28, 28), mode="bilinear")[:, 0].clamp(0, 1).mul(255).byte().numpy()
-    return large[:1500], large[1500:], "1,500 of scikit-learn's digits, enlarged"
-
-
-class TextbookVAE(nn.Module):
-    """The network of a hundred tutorials: 784-400-200-20 and back, ReLU, Bernoulli."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 200), nn.ReLU())
-        self.mean, self.log_variance = nn.Linear(200, 20), nn.Linear(200, 20)
-        self.decoder = nn.Sequential(
-            nn.Linear(20, 200), nn.ReLU(), nn.Linear(200, 400), nn.ReLU(), nn.Linear(400, 784), nn.Sigmoid()
-        )
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h = self.encoder(x)
-        mean, log_variance = self.mean(h), self.log_variance(h)
-        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        return self.decoder(z), mean, log_variance
-
-    def loss(self, x: Tensor) -> Tensor:
-        """Negative ELBO, summed over the images."""
-        shown, mean, log_variance = self(x)
-        reconstruction = F.binary_cross_entropy(shown, x, reduction="sum")
-        return reconstruction - 0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
-
-
-class SingleImages(Dataset):
-    """One image at a time, as a data set of files gives them."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images, self.transform = images, ToTensor()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.transform(self.images[index]).view(-1)
-
-
-def textbook_fit(images: np.ndarray, n_epochs: int, device: str) -> TextbookVAE:
-    torch.manual_seed(0)
-    model = TextbookVAE().to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loader = DataLoader(SingleImages(images), batch_size=128, shuffle=True)
-    for _ in range(n_epochs):
-        for x in loader:
-            x = x.to(device)
-            optimizer.zero_grad()
-            loss = model.loss(x)
-            loss.backward()
-            optimizer.step()
-    return model
-
-
-def textbook(options: argparse.Namespace) -> Iterator[Case]:
-    """The same widths, images, batches and epochs; ours sets images aside, so that the loop gets as many as ours.
-
-    Our time is all of ``fit``: training, what scores are compared with, and the threshold. Then the same with as few
-    epochs as give the loop's ELBO or a better one, and in bfloat16 where the processor has it.
-    """
-    train, test, what = digits(options)
-    n_epochs = 2 if options.quick else 10
-    train = train[:2000] if options.quick else train
-
-    def ours(epochs: int, precision: str) -> VAEDetector:
-        return fitted(
-            options, train[:, None], n_estimators=1, hidden=(400, 200), latent_dim=20, net="mlp",
-            likelihood="bernoulli", batch_size=128, max_steps=epochs * (n_images // 128), patience=1.0,
-            score_name="neg_elbo", precision=precision,
-        )  # fmt: skip
-
-    # A fit of no length says how many images one member learns from.
-    probe = fitted(options, train[:, None], n_estimators=1, hidden=(8,), latent_dim=2, likelihood="bernoulli",
-                   net="mlp", max_steps=1)  # fmt: skip
-    n_images = n_learned(probe)
-
-    def loop() -> TextbookVAE:
-        return textbook_fit(train[:n_images], n_epochs, options.device)
-
-    def our_elbo(detector: VAEDetector) -> float:
-        return -float(detector.anomaly_score(test[:, None], score_name="neg_elbo").mean())
-
-    def loop_elbo(model: TextbookVAE) -> float:
-        with torch.no_grad():
-            x = torch.from_numpy(test.reshape(len(test), -1)).to(options.device) / 255
-            return -float(np.mean([float(model.loss(x)) / len(x) for _ in range(16)]))
-
-    def measure(epochs: int = n_epochs, precision: str = "auto") -> Figures:
-        mine, theirs = in_turn(partial(ours, epochs, precision), loop, options.pairs, options.device)
-        return {
-            "data": what,
-            "epochs": epochs,
-            "theirs_epochs": n_epochs,
-            "precision": precision,
-            "images": n_images,
-            "ours_seconds": mine,
-            "theirs_seconds": theirs,
-            "ratio": theirs / mine,
-            "ours_elbo": our_elbo(ours(epochs, precision)),
-            "theirs_elbo": loop_elbo(loop()),
-        }
-
-    def as_good() -> Figures:
-        wanted = loop_elbo(loop())
-        enough = (epochs for epochs in range(1, n_epochs) if our_elbo(ours(epochs, "auto")) >= wanted)
-        return measure(next(enough, n_epochs))
-
-    yield Case("textbook", what, measure)
-    yield Case("textbook", f"{what}, epochs for the loop's ELBO", as_good)
-    if not precision_fault("bfloat16", torch.device(options.device)):
-        yield Case("textbook", f"{what}, bfloat16", partial(measure, precision="bfloat16"))
-
 
 # -- against PyOD's VAE ------------------------------------------------------------------------------------------------
 
@@ -455,7 +247,8 @@ def in_one_thread() -> AbstractContextManager[None]:
 
 def one_by_one() -> AbstractContextManager[None]:
     """The same, and a GPU told each operation by itself: nobody counts what it replays."""
-    return constants({"scoring.side_by_side": map, "replay.N_WARM": sys.maxsize})
+    never = {"replay.N_WARM": sys.maxsize, "replayed_blocks.N_BEFORE": sys.maxsize}
+    return constants({"scoring.side_by_side": map, **never})
 
 
 def product_rates(n_members: int, n_rows: int, width: int, device: str) -> tuple[float, float]:
@@ -561,14 +354,14 @@ def run(options: argparse.Namespace) -> None:
     threads = torch.get_num_threads()
 
     def key(line: dict[str, Any]) -> tuple[Any, ...]:
-        return line["section"], line["name"], line["device"], line["machine"]["threads"], line["quick"]
+        return line["section"], line["name"], line["processor"], line["machine"]["threads"], line["quick"]
 
     done = {key(line) for line in read_runs(options.runs)}
     for section in options.only:
         if section in ("pyod", "quality") and options.data is None:
             print(f"{section}: left out, as it needs --data.", file=sys.stderr)
         for case in SECTIONS[section](options):
-            if (case.section, case.name, options.device, threads, options.quick) in done:
+            if (case.section, case.name, processor(options.device), threads, options.quick) in done:
                 continue
             figures = case.measure()
             head = {"section": case.section, "name": case.name, "device": options.device, "quick": options.quick}
@@ -583,7 +376,9 @@ def run(options: argparse.Namespace) -> None:
 def processor(device: str) -> str:
     if device != "cpu":
         return torch.cuda.get_device_name(device)
-    return f"{torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} processors"
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    wide = " with AMX" if known.get("amx_bf16") else ""
+    return f"{torch.backends.cpu.get_cpu_capability()}{wide}, {os.cpu_count()} processors"
 
 
 def main() -> None:
@@ -595,7 +390,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="[default: as many as there are processors]")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side of a comparison")
-    parser.add_argument("--large", action="store_true", help="grow to ten million rows")
+    parser.add_argument(
+        "--large", action="store_true", help="grow to ten million rows, and to as many images as MNIST has"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that all works")
     parser.add_argument("--runs", type=Path, default=HERE / "speed.jsonl")
     parser.add_argument("--table", action="store_true", help="only write the table and the plot")

@@ -17,8 +17,10 @@ def write_report(lines: Sequence[Line], runs: Path) -> None:
     page = ["# Speed", "", *INTRODUCTION]
     for device, heading in DEVICES.items():
         own = [line for line in lines if line["device"].partition(":")[0] == device]
-        page += ["", f"## {heading}", ""]
-        page += part(own) if own else [f"Not measured. `{COMMAND.format(device)}` measures it."]
+        if not own:
+            page += ["", f"## {heading}", "", f"Not measured. `{COMMAND.format(device)}` measures it."]
+        for processor in dict.fromkeys(line["processor"] for line in own):
+            page += ["", f"## {heading}: {processor}", "", *part([ln for ln in own if ln["processor"] == processor])]
         page += missing(own, lines) if own else []
     if any(line["section"] == "growth" for line in lines):
         page += ["", f"![Fit and score by rows, columns and members]({runs.stem}.png)"]
@@ -37,7 +39,7 @@ def part(lines: Sequence[Line]) -> list[str]:
     newest = lines[-1]
     versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
     threads = sorted({line["machine"]["threads"] for line in lines})
-    page = [f"{newest['processor']}, {' or '.join(map(str, threads))} threads; {versions}.", ""]
+    page = [f"{' or '.join(map(str, threads))} threads; {versions}.", ""]
     once = dict.fromkeys(line["section"] for line in lines if line.get("pairs") == 1)
     if once:
         page += [f"Run once, by each side: {', '.join(once)}.", ""]
@@ -54,7 +56,8 @@ def part(lines: Sequence[Line]) -> list[str]:
 def missing(own: Sequence[Line], lines: Sequence[Line]) -> list[str]:
     """What was measured on another device alone."""
     known = {(line["section"], line["name"]) for line in own}
-    names = dict.fromkeys((line["section"], line["name"]) for line in lines)
+    # Not every processor has the instructions for that.
+    names = dict.fromkeys((ln["section"], ln["name"]) for ln in lines if ln.get("precision") != "bfloat16")
     left = [f"{section} ({name})" for section, name in names if (section, name) not in known]
     if not left:
         return []
@@ -105,6 +108,7 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
             ("ours, s", "ours_seconds", ".2f"),
             ("loop, s", "theirs_seconds", ".2f"),
             ("times faster", "ratio", ".1f"),
+            ("products alone, s", "products_seconds", ".2f"),
             ("our held-out ELBO, nats", "ours_elbo", ".1f"),
             ("the loop's", "theirs_elbo", ".1f"),
         ],
