@@ -1,6 +1,7 @@
 """Steps that are laid out beforehand, and recorded on a GPU: what they learn is what steps one by one learn."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -148,6 +149,48 @@ def test_no_more_rows_are_fetched_once_training_has_stopped(laid_out):
     fetched = rows.n_steps
     assert fetched < 20
     assert not any("_make" in thread.name for thread in threading.enumerate())
+
+
+class Stream:
+    """What torch makes anew each time, from 32 that it has."""
+
+    def __init__(self, device, priority):
+        self.device, self.priority = device, priority
+
+
+@pytest.fixture
+def few_streams(monkeypatch):
+    monkeypatch.setattr(replay, "_new_stream", Stream)
+    for known in ("_IDLE", "_SHARED"):
+        monkeypatch.setattr(replay, known, {})
+
+
+@pytest.mark.usefixtures("few_streams")
+def test_a_stream_is_lent_to_one_at_a_time_and_used_again():
+    device = torch.device("cuda:0")
+    with replay.lent_stream(device) as first, replay.lent_stream(device) as second:
+        assert first is not second
+    with pytest.raises(RuntimeError), replay.lent_stream(device) as again:
+        raise RuntimeError
+    assert again in (first, second)
+    with replay.lent_stream(device) as one, replay.lent_stream(device) as other, replay.lent_stream(device) as third:
+        assert {one, other} == {first, second}
+        assert third not in (first, second)
+    with replay.lent_stream(torch.device("cuda:1")) as elsewhere:
+        assert elsewhere.device.index == 1
+
+
+@pytest.mark.usefixtures("few_streams")
+def test_what_is_recorded_is_in_no_stream_of_copies():
+    device = torch.device("cuda:0")
+    with replay.lent_stream(device, replay.RECORDED) as recorded:
+        assert recorded.priority != replay.COPIED
+    with replay.lent_stream(device) as copied:
+        assert copied.priority == replay.COPIED
+    with ThreadPoolExecutor(8) as pool:
+        shared = set(pool.map(replay.shared_stream, [device] * 50))
+    assert len(shared) == 1
+    assert shared.pop().priority == replay.RECORDED
 
 
 # On a GPU ------------------------------------------------------------------------------------------------------------

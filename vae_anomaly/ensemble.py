@@ -158,12 +158,10 @@ class Ensemble:
         """
         dims = tuple(in_dims) if in_dims is not None else (None,) * len(args)
         alone, learning = self.device.type == "cpu" and not together, torch.is_grad_enabled()
-        if getattr(function, "for_all_members", False) and not (alone or learning):
-            vae = self._joint_view()
-            if vae is not None:
-                x, eps = args
-                shared = dims[0] is None
-                return function(vae, x.expand(self.n_estimators, *x.shape) if shared else x, eps.unsqueeze(1))
+        if self.runs_as_one(function) and not (alone or learning):
+            x, eps = args
+            own = x.expand(self.n_estimators, *x.shape) if dims[0] is None else x
+            return function(self._joint_view(), own, eps.unsqueeze(1))
         if alone and not learning:
             # What vmap saves in calls it costs in Python, and the numbers of one member stay in the cache.
             return _in_turn([functools.partial(function, vae) for vae in self.views()], args, dims)
@@ -190,13 +188,15 @@ class Ensemble:
         _replace(vae, dict(shown))
         return vae
 
-    def _joint_view(self) -> VAE | None:
-        """The same without gradients, whatever the prior, for scores that are marked as ``for_all_members``."""
-        if not isinstance(self.skeleton.encoder, Layers):
-            return None
+    def runs_as_one(self, function: Callable[..., Any]) -> bool:
+        """Whether a function of a VAE is a score that can be called once for all of these members."""
+        return bool(getattr(function, "for_all_members", False)) and isinstance(self.skeleton.encoder, Layers)
+
+    def _joint_view(self) -> VAE:
+        """As :meth:`joint`, without gradients, whatever the prior."""
         tensors = list(self.tensors().values())
         shown, joint = self._joint
-        if not _same(shown, tensors):
+        if joint is None or not _same(shown, tensors):
             joint = self._joined({name: value.detach() for name, value in self.tensors().items()})
             self._joint = tensors, joint
         return joint

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Branch", "Replayed", "own_stream", "recorded", "stream_of"]
+__all__ = ["Branch", "Replayed", "lent_stream", "own_stream", "recorded", "shared_stream"]
 
 T = TypeVar("T")
 
@@ -54,16 +54,17 @@ class Replayed:
         return graph
 
 
-def recorded(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph | None, Any]:
+def recorded(function: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph | None, Any]:
     """A graph of what a function asks of a GPU, and where its result will be.
 
     None in place of a graph that can't be recorded, which costs time, and no result: nothing was computed by then.
+    Graphs that are replayed one at a time, and whose results are copied at once, can have memory from one ``pool``.
     """
     graph = torch.cuda.CUDAGraph()
     with _garbage_kept():
         try:
             # Other threads may use the device meanwhile.
-            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 result = function()
             finally:
@@ -85,10 +86,41 @@ def _garbage_kept() -> Iterator[None]:
             gc.enable()
 
 
-# Streams of each thread, and those that all share, by device: for each one in use, libraries keep memory to work in.
-_OWN, _SHARED = threading.local(), dict[torch.device, torch.cuda.Stream]()
-# A second one beside each of them, by the address of the first.
+# Priorities of streams. Torch has 32 of each, and hands them out again and again: what is recorded may not be in one by
+# which another thread copies, as it waits for its copies, and waiting ends a recording.
+RECORDED, COPIED = -1, 0
+# Streams that nobody has at the moment, by device and priority: for each one in use, libraries keep memory to work in.
+_IDLE: dict[tuple[torch.device, int], list[torch.cuda.Stream]] = {}
+# The one that all threads share, by device.
+_SHARED: dict[torch.device, torch.cuda.Stream] = {}
+# A second one beside each in which a fit is at work, by the address of the first.
 _BESIDE: dict[int, torch.cuda.Stream] = {}
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def lent_stream(device: torch.device, priority: int = COPIED) -> Iterator[torch.cuda.Stream]:
+    """A stream of a CUDA device that nobody else has meanwhile."""
+    with _LOCK:
+        idle = _IDLE.setdefault((device, priority), [])
+        stream = idle.pop() if idle else _new_stream(device, priority)
+    try:
+        yield stream
+    finally:
+        with _LOCK:
+            idle.append(stream)
+
+
+def _new_stream(device: torch.device, priority: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
+
+
+def shared_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a CUDA device that all threads share, one at a time; it may be recorded."""
+    with _LOCK:
+        if device not in _SHARED:
+            _SHARED[device] = _new_stream(device, RECORDED)
+        return _SHARED[device]
 
 
 @contextmanager
@@ -97,20 +129,16 @@ def own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    usual, own = torch.cuda.current_stream(device), stream_of(device)
-    own.wait_stream(usual)
-    with torch.cuda.stream(own):
-        yield
-    usual.wait_stream(own)
-
-
-def stream_of(device: torch.device, *, shared: bool = False) -> torch.cuda.Stream:
-    """The stream of this thread, or one for all threads, which have to take turns, on a CUDA device."""
-    known: dict[torch.device, torch.cuda.Stream] = _SHARED if shared else vars(_OWN).setdefault("streams", {})
-    if device not in known:
-        own, beside = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
-        known[device], _BESIDE[own.cuda_stream] = own, beside
-    return known[device]
+    usual = torch.cuda.current_stream(device)
+    with lent_stream(device, RECORDED) as own, lent_stream(device, RECORDED) as beside:
+        _BESIDE[own.cuda_stream] = beside
+        own.wait_stream(usual)
+        try:
+            with torch.cuda.stream(own):
+                yield
+        finally:
+            usual.wait_stream(own)
+            del _BESIDE[own.cuda_stream]
 
 
 class Branch:

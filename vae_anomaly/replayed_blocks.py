@@ -26,8 +26,8 @@ _KNOWN: WeakKeyDictionary[Ensemble, dict[Any, "ReplayedBlocks"]] = WeakKeyDictio
 class ReplayedBlocks:
     """One function of blocks of one shape, recorded once it has been called ``N_BEFORE`` times.
 
-    It has to take the same way each time. All calls have to be made, one thread at a time, within a shared
-    :func:`~vae_anomaly.replay.own_stream`.
+    It has to take the same way each time, and to wait for nothing. All calls have to be made, one thread at a time, in
+    the :func:`~vae_anomaly.replay.shared_stream`.
 
     Parameters
     ----------
@@ -42,21 +42,24 @@ class ReplayedBlocks:
         self.reads, self.source, self.eps = list(reads), eps, eps.to(device)
         """The base samples that it may read: what is recorded, is where they are."""
         self.n_calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self.beside: torch.cuda.CUDAGraph | None = None
+        """What is recorded of others: as only one is at work at a time, all can have their memory from one pool."""
+        self.graph: torch.cuda.CUDAGraph | None = None
         self._x = self._result = torch.empty(0)
 
     def __call__(self, function: Callable[[Tensor, Tensor], Any], x: Tensor) -> Any:
         """``function(x, self.eps)``, a tensor or a tuple of them; the same function each time, which is not kept."""
         self.n_calls += 1
-        if self._graph is not None:
+        if self.graph is not None:
             self._x.copy_(x)
-            self._graph.replay()
+            self.graph.replay()
             return _copied(self._result)
         # Before the recording, in its thread, too: libraries set up at the first call what they may not set up later.
         result = function(x, self.eps)
         if self.n_calls == N_BEFORE and x.device.type == "cuda":
             self._x = x.clone()
-            self._graph, self._result = recorded(lambda: function(self._x, self.eps))
+            pool = None if self.beside is None else self.beside.pool()
+            self.graph, self._result = recorded(lambda: function(self._x, self.eps), pool)
         return result
 
     def reads_the_same(self, reads: Sequence[Tensor], eps: Tensor) -> bool:
@@ -74,4 +77,6 @@ def blocks_of(ensemble: Ensemble, what: Any, eps: Tensor) -> ReplayedBlocks:
     known, reads = _KNOWN.setdefault(ensemble, {}), list(ensemble.tensors().values())
     if what not in known or not known[what].reads_the_same(reads, eps):
         known[what] = ReplayedBlocks(reads, eps, ensemble.device)
-    return known[what]
+    one = known[what]
+    one.beside = next((other.graph for other in known.values() if other is not one and other.graph is not None), None)
+    return one

@@ -1,5 +1,6 @@
 """Functions of a VAE on many rows: in blocks of one shape, by all members, holes filled where there are any."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 from vae_anomaly.ensemble import Ensemble, stacked
 from vae_anomaly.memory import as_tensor, fits, keep_freed_memory
 from vae_anomaly.products import multiplied
-from vae_anomaly.replay import stream_of
+from vae_anomaly.replay import lent_stream, shared_stream
 from vae_anomaly.replayed_blocks import blocks_of
 from vae_anomaly.scratch import blocks
 from vae_anomaly.vae import VAE
@@ -101,8 +102,8 @@ def map_rows(
     A function that returns a tuple gives a tuple of arrays, each with the bits that it would have alone.
 
     ``again`` says that this very function will be asked for more often: then it pays to find out whether few rows, and
-    those that are left over when blocks are full, can do with small blocks. ``at_once`` names fewer rows than usual for
-    a block; bits then hang on it.
+    those that are left over when blocks are full, can do with small blocks, and a GPU may record what a block takes.
+    ``at_once`` names fewer rows than usual for a block; bits then hang on it.
     """
     holed = by_blocks(_is_holed, encoded)
     size = block_size(encoded.shape[1], n_parts, ensemble.device, function)
@@ -114,7 +115,7 @@ def map_rows(
         small = _small_batches(ensemble, eps, function, rows.shape[1], holed=holed) if tried else ()
         blocks = _spans(len(rows), size, small)
         together = len(blocks) == 1 and blocks[0].size in small and blocks[0].size in TOGETHER
-        return _map_blocks(ensemble, eps, function, rows, blocks, holed=holed, together=together)
+        return _map_blocks(ensemble, eps, function, rows, blocks, holed=holed, together=together, again=again)
 
     if not holed.any():
         return of(encoded, holed=False)
@@ -176,6 +177,7 @@ def _map_blocks(
     *,
     holed: bool,
     together: bool = False,
+    again: bool = False,
 ) -> Any:
     keep_freed_memory()
     ensemble, device = ensemble.told(complete=not holed, imputation_steps=IMPUTATION_STEPS * holed), ensemble.device
@@ -197,11 +199,17 @@ def _map_blocks(
         return kept(whole(_block(encoded, span).to(device), eps), span)
 
     if device.type == "cuda":
-        with _on_gpu(encoded, device) as rows:
-            one = blocks_of(ensemble, (function, shared, spans[0].size), eps)
-            found = _in_a_row([kept(one(whole, _block(rows, span).to(device)), span) for span in spans], axis)
-        with torch.cuda.stream(stream_of(device)):
-            return _to_numpy(found)
+        with lent_stream(device) as copies:
+            with _on_gpu(encoded, device, copies) as rows:
+                if again and ensemble.runs_as_one(function):
+                    one = functools.partial(blocks_of(ensemble, (function, shared, spans[0].size), eps), whole)
+                else:
+                    # What is kept for a function that nobody asks for again would be kept for ever, and others may wait
+                    # for what they compute.
+                    one = functools.partial(whole, eps=eps.to(device))
+                found = _in_a_row([kept(one(_block(rows, span).to(device)), span) for span in spans], axis)
+            with torch.cuda.stream(copies):
+                return _to_numpy(found)
     if device.type != "cpu" or together:
         eps = eps.to(device)
         with multiplied(device):
@@ -247,20 +255,24 @@ def _by_members(members: Sequence[VAE], eps: Tensor, function: RowFunction, few:
 
 
 @contextmanager
-def _on_gpu(encoded: NDArray[np.float32], device: torch.device) -> Iterator[NDArray[np.float32] | Tensor]:
+def _on_gpu(
+    encoded: NDArray[np.float32], device: torch.device, copies: torch.cuda.Stream
+) -> Iterator[NDArray[np.float32] | Tensor]:
     """All rows, if they fit, in the stream that threads share, of which it is this one's turn.
 
-    A copy waits until a stream is through with all that it has been told before, so rows come by the thread's own, and
-    what is found is to leave by it.
+    A copy waits until a stream is through with all that it has been told before, so rows come by another one, and what
+    is found is to leave by it.
     """
-    usual, own, shared = torch.cuda.current_stream(device), stream_of(device), stream_of(device, shared=True)
-    with torch.cuda.stream(own):
+    usual, shared = torch.cuda.current_stream(device), shared_stream(device)
+    with torch.cuda.stream(copies):
         rows = as_tensor(encoded).to(device) if fits(encoded.nbytes, device) else encoded
     with multiplied(device), torch.cuda.stream(shared):
         shared.wait_stream(usual)
-        shared.wait_stream(own)
-        yield rows
-        own.wait_stream(shared)
+        shared.wait_stream(copies)
+        try:
+            yield rows
+        finally:
+            copies.wait_stream(shared)
 
 
 def _block(encoded: NDArray[np.float32] | Tensor, span: _Span) -> Tensor:
