@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict
 from numbers import Integral
 from typing import Any, Self, TypeAlias, cast
@@ -349,10 +349,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         encoded = frame.encode(self.schema_) if isinstance(frame, TableInParts) else encode_rows(self.schema_, frame)
         self.fitted_params_: dict[str, Any] = copy.deepcopy({**self.get_params(), "random_state": self.seed_})
         learned = with_changed_copies(self, self.schema_, frame, encoded, split, generators[-1])
+        unwanted = threading.Event()
         with ThreadPoolExecutor(1) as aside:
             # Of images this takes a third of what a GPU takes to train, and asks for nothing that it makes.
-            marks = aside.submit(_marks, encoded, split)
-            self._train(*learned, generators, on_check)
+            marks = aside.submit(_marks, encoded, split, unwanted)
+            try:
+                self._train(*learned, generators, on_check)
+            except BaseException:
+                unwanted.set()
+                raise
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
         scores = self._calibration_map(self._score_function(self._score()), encoded, split)
         scores[by_blocks(_is_empty, encoded, split.calibration)] = np.nan
@@ -1041,12 +1046,28 @@ def _nameless(n_columns: int) -> pd.Index:
     return pd.Index([f"x{index}" for index in range(n_columns)])
 
 
-def _marks(encoded: NDArray[np.float32], split: Split) -> tuple[str, dict[str, NDArray[np.uint64]]]:
-    """By what the rows of a fit are known again: all of them together, and each of them by what it is for."""
-    fingerprint = hashlib.sha256(np.ascontiguousarray(encoded).data).hexdigest()
-    return fingerprint, {
-        "training": sketch(by_blocks(row_hashes, encoded, split.fitted)),
-        "calibration": sketch(by_blocks(row_hashes, encoded, split.calibration)),
+def _marks(
+    encoded: NDArray[np.float32], split: Split, unwanted: threading.Event
+) -> tuple[str, dict[str, NDArray[np.uint64]]]:
+    """By what the rows of a fit are known again: all of them together, and each of them by what it is for.
+
+    A part of them at a time, so that nobody who wants them no longer has to wait.
+    """
+
+    def wanted(part: NDArray[np.float32]) -> NDArray[np.float32]:
+        if unwanted.is_set():
+            raise CancelledError
+        return part
+
+    def hashed(rows: NDArray[np.intp]) -> NDArray[np.uint64]:
+        return sketch(by_blocks(lambda part: row_hashes(wanted(part)), encoded, rows))
+
+    fingerprint = hashlib.sha256()
+    for part in blocks(*encoded.shape):
+        fingerprint.update(np.ascontiguousarray(wanted(encoded[part])).data)
+    return fingerprint.hexdigest(), {
+        "training": hashed(split.fitted),
+        "calibration": hashed(split.calibration),
         "labels": sketch(row_hashes(encoded[:0])),
     }
 
