@@ -14,7 +14,7 @@ from vae_anomaly.nets import Layers
 from vae_anomaly.priors import StandardNormal
 from vae_anomaly.vae import VAE
 
-__all__ = ["Ensemble", "stacked"]
+__all__ = ["Ensemble", "each", "same_tensors", "stacked"]
 
 # What shares the tensors, and is made anew when it is needed.
 NOT_KEPT = ("_joint", "_shells", "_told", "_views")
@@ -196,7 +196,7 @@ class Ensemble:
         """As :meth:`joint`, without gradients, whatever the prior."""
         tensors = list(self.tensors().values())
         shown, joint = self._joint
-        if joint is None or not _same(shown, tensors):
+        if joint is None or not same_tensors(shown, tensors):
             joint = self._joined({name: value.detach() for name, value in self.tensors().items()})
             self._joint = tensors, joint
         return joint
@@ -212,7 +212,7 @@ class Ensemble:
         """Each member as a VAE that shares the tensors of the ensemble, without gradients."""
         tensors = list(self.tensors().values())
         shown, views = self._views
-        if not _same(shown, tensors):
+        if not same_tensors(shown, tensors):
             views = [_twin(self.skeleton) for _ in range(self.n_estimators)]
             for index, vae in enumerate(views):
                 _replace(vae, {name: value.detach()[index] for name, value in self.tensors().items()})
@@ -277,7 +277,7 @@ def _replace(vae: VAE, tensors: Mapping[str, Tensor | None]) -> None:
         setattr(module, attribute, value)
 
 
-def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+def same_tensors(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Whether these are the very same tensors."""
     return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
@@ -297,6 +297,11 @@ def _beside_samples(value: Tensor) -> Tensor:
         # Indices are part of the architecture, the same for all.
         return value[0]
     return value.reshape(len(value), *(1 for _ in range(3 - value.ndim)), *value.shape[1:])
+
+
+def each(function: Callable[[Any], Any], results: Any) -> Any:
+    """``function`` of a result, or of each one of a tuple of results."""
+    return tuple(each(function, part) for part in results) if isinstance(results, tuple) else function(results)
 
 
 def stacked(results: Sequence[Any]) -> Any:

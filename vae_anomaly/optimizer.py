@@ -58,9 +58,8 @@ class FlatParameters:
         self.weight_decay = plan.weight_decay
         self.limit = plan.max_grad_norm * math.prod(ensemble.skeleton.event_shape)
         n_pieces = N_PIECES.get(self.flat.device.type, 1)
-        self.gradient, self.mean, self.square = (torch.zeros_like(self.flat) for _ in range(3))
-        pieces = (_pieces(value, n_pieces) for value in (self.flat, self.gradient, self.mean, self.square))
-        self.pieces = list(pieces)
+        self.gradient, mean, square = (torch.zeros_like(self.flat) for _ in range(3))
+        self.pieces = [_pieces(value, n_pieces) for value in (self.flat, self.gradient, mean, square)]
         self.n_steps = list(torch.zeros(len(self.pieces[0]), device=self.flat.device).unbind())
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:

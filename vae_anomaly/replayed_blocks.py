@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.ensemble import Ensemble, each, same_tensors
 from vae_anomaly.replay import recorded
 
 __all__ = ["ReplayedBlocks", "blocks_of"]
@@ -32,15 +32,16 @@ class ReplayedBlocks:
     Parameters
     ----------
     reads : sequence of Tensor
-        What the function reads on its device, beside the block.
+        What the function reads on its device, beside the block and ``eps``.
     eps : Tensor
         Base samples, on any device.
     device : torch.device
     """
 
     def __init__(self, reads: Sequence[Tensor], eps: Tensor, device: torch.device) -> None:
-        self.reads, self.source, self.eps = list(reads), eps, eps.to(device)
-        """The base samples that it may read: what is recorded, is where they are."""
+        self.reads = [*reads, eps]
+        # What is recorded reads them where they are.
+        self.eps = eps.to(device)
         self.n_calls = 0
         self.beside: torch.cuda.CUDAGraph | None = None
         """What is recorded of others: as only one is at work at a time, all can have their memory from one pool."""
@@ -53,7 +54,7 @@ class ReplayedBlocks:
         if self.graph is not None:
             self._x.copy_(x)
             self.graph.replay()
-            return _copied(self._result)
+            return each(Tensor.clone, self._result)
         # Before the recording, in its thread, too: libraries set up at the first call what they may not set up later.
         result = function(x, self.eps)
         if self.n_calls == N_BEFORE and x.device.type == "cuda":
@@ -62,20 +63,11 @@ class ReplayedBlocks:
             self.graph, self._result = recorded(lambda: function(self._x, self.eps), pool)
         return result
 
-    def reads_the_same(self, reads: Sequence[Tensor], eps: Tensor) -> bool:
-        """Whether these are the very tensors that it reads."""
-        same = len(reads) == len(self.reads) and all(a is b for a, b in zip(reads, self.reads, strict=True))
-        return same and eps is self.source
-
-
-def _copied(result: Any) -> Any:
-    return tuple(map(_copied, result)) if isinstance(result, tuple) else result.clone()
-
 
 def blocks_of(ensemble: Ensemble, what: Any, eps: Tensor) -> ReplayedBlocks:
     """The blocks of an ensemble for which ``what`` says the same, if they still read these very tensors."""
     known, reads = _KNOWN.setdefault(ensemble, {}), list(ensemble.tensors().values())
-    if what not in known or not known[what].reads_the_same(reads, eps):
+    if what not in known or not same_tensors(known[what].reads, [*reads, eps]):
         known[what] = ReplayedBlocks(reads, eps, ensemble.device)
     one = known[what]
     one.beside = next((other.graph for other in known.values() if other is not one and other.graph is not None), None)

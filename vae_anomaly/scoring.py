@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_anomaly.ensemble import Ensemble, stacked
+from vae_anomaly.ensemble import Ensemble, each, stacked
 from vae_anomaly.memory import as_tensor, fits, keep_freed_memory
 from vae_anomaly.products import multiplied
 from vae_anomaly.replay import lent_stream, shared_stream
@@ -190,10 +190,8 @@ def _map_blocks(
         return _joined(found, shared=shared)
 
     def kept(values: Any, span: _Span) -> Any:
-        if isinstance(values, tuple):
-            return tuple(kept(part, span) for part in values)
         rows = slice(n_rows - span.start)
-        return values[rows] if shared else values[:, rows]
+        return each(lambda part: part[rows] if shared else part[:, rows], values)
 
     def alone(span: _Span) -> Any:
         return kept(whole(_block(encoded, span).to(device), eps), span)
@@ -207,6 +205,7 @@ def _map_blocks(
                     # What is kept for a function that nobody asks for again would be kept for ever, and others may wait
                     # for what they compute.
                     one = functools.partial(whole, eps=eps.to(device))
+                # It is not waited for before it has been told of all blocks.
                 found = _in_a_row([kept(one(_block(rows, span).to(device)), span) for span in spans], axis)
             with torch.cuda.stream(copies):
                 return _to_numpy(found)
@@ -226,9 +225,7 @@ def _map_blocks(
 
 def _joined(values: Any, *, shared: bool) -> Any:
     """Means of what all members found, where they saw the same rows."""
-    if isinstance(values, tuple):
-        return tuple(_joined(part, shared=shared) for part in values)
-    return values.double().mean(dim=0) if shared else values.double()
+    return each(lambda part: part.double().mean(dim=0) if shared else part.double(), values)
 
 
 def _in_a_row(results: Sequence[Any], axis: int) -> Any:
@@ -239,7 +236,7 @@ def _in_a_row(results: Sequence[Any], axis: int) -> Any:
 
 
 def _to_numpy(results: Any) -> Any:
-    return tuple(map(_to_numpy, results)) if isinstance(results, tuple) else results.cpu().numpy()
+    return each(lambda part: part.cpu().numpy(), results)
 
 
 def _by_members(members: Sequence[VAE], eps: Tensor, function: RowFunction, few: Sequence[Tensor]) -> Iterator[Any]:
@@ -321,7 +318,7 @@ def _small_batches(
 
 def _every(found: Any, step: int) -> Any:
     """Results of every so many rows."""
-    return tuple(part[::step] for part in found) if isinstance(found, tuple) else found[::step]
+    return each(lambda part: part[::step], found)
 
 
 def _same(found: Any, wanted: Any) -> bool:
