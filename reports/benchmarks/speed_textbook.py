@@ -1,7 +1,6 @@
 """The VAE of a hundred tutorials, trained by their loop and by ours, for speed.py."""
 
 import argparse
-import gzip
 import itertools
 from collections.abc import Iterator
 from functools import partial
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
 from vae_anomaly import VAEDetector
+from vae_anomaly.data.image_arrays import read_idx
 from vae_anomaly.products import multiplied, precision_fault, products_for
 
 BATCH = 128
@@ -26,17 +26,14 @@ N_LATENT = 20
 N_IMAGES = 60_000
 
 
-def read_idx(folder: Path, stem: str) -> np.ndarray | None:
-    for path in sorted(folder.glob(f"*{stem}-images*")):
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28).copy()
-    return None
+def read_mnist(folder: Path, stem: str) -> np.ndarray | None:
+    return next((read_idx(str(path)).images for path in sorted(folder.glob(f"*{stem}-images*"))), None)
 
 
 def digits(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
     """Images of 28 x 28 to train on and to test with, and what they are."""
     if options.mnist is not None:
-        train, test = read_idx(options.mnist, "train"), read_idx(options.mnist, "t10k")
+        train, test = read_mnist(options.mnist, "train"), read_mnist(options.mnist, "t10k")
         if train is not None and test is not None:
             return train, test, "MNIST, 60,000 images"
         if test is not None:
