@@ -27,7 +27,8 @@ N_IMAGES = 60_000
 
 
 def read_mnist(folder: Path, stem: str) -> np.ndarray | None:
-    return next((read_idx(str(path)).images for path in sorted(folder.glob(f"*{stem}-images*"))), None)
+    # Copied, as torch wants no array that can't be written to.
+    return next((read_idx(str(path)).images.copy() for path in sorted(folder.glob(f"*{stem}-images*"))), None)
 
 
 def digits(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
