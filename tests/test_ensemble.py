@@ -80,8 +80,10 @@ def test_joint_is_the_loop_over_members(likelihood, complete, make_vae, generato
         Blocks(2, 1, (2,)) if likelihood == "mixed" else Blocks(0, 0, (2, 3)) if likelihood == "categorical" else None
     )
     likelihoods = [LIKELIHOODS[likelihood]((5,), blocks, min_scale=0.1 * seed) for seed in range(1, 4)]
-    members = [make_vae(likelihood=likelihoods[seed], seed=seed, mask_input=True) for seed in range(3)]
-    x, eps = torch.rand(3, 7, 5, generator=generator), torch.randn(4, 3, 7, 2, generator=generator)
+    double = torch.float64
+    members = [make_vae(likelihood=likelihoods[seed], seed=seed, mask_input=True, dtype=double) for seed in range(3)]
+    x = torch.rand(3, 7, 5, generator=generator, dtype=double)
+    eps = torch.randn(4, 3, 7, 2, generator=generator, dtype=double)
     if not complete:
         x[torch.rand(x.shape, generator=generator) < 0.3] = torch.nan
     ensemble = Ensemble(members)

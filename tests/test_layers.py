@@ -57,12 +57,14 @@ TABLE = {
     "patches": {"neighbours", "picture", "usual", "vae"},
     "image_scores": {"vae"},
     "scores": {"image_scores", "neighbours", "patches", "usual", "vae"},
+    "pullbacks": {"likelihoods", "vae"},
+    "objective": {"ensemble", "nets", "pullbacks", "replay", "vae"},
     "optimizer": set(),
     "products": set(),
     "supply": {"splitting"},
     "replayed_steps": {"pipeline", "replay", "streaming", "supply"},
     "training": {
-        "ensemble", "errors", "memory", "optimizer", "products", "replay", "replayed_steps", "streaming",
+        "ensemble", "errors", "memory", "objective", "optimizer", "products", "replay", "replayed_steps", "streaming",
         "supply", "vae",
     },
     # Tables and files.

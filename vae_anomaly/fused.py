@@ -1,23 +1,23 @@
-"""The layers of many networks side by side as one function, whose gradient is written out."""
+"""The layers of many networks side by side as one function, and its gradient, written out."""
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from vae_anomaly.replay import Branch
 
-__all__ = ["STEPS", "run_layers"]
+__all__ = ["STEPS", "LayersPullback", "LearnedLayers", "run_layers"]
 
 # What a row of layers is made of: an affine map, SiLU, and the two ends of a residual branch.
 STEPS = ("affine", "silu", "split", "join")
 
 
 def run_layers(steps: Sequence[str], x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Layers of several networks, each on samples of its own.
+    """Layers of several networks, each on samples of its own, by the operations that each network's own are made of.
+
+    On some processors, at least, each row then gets the bits that it gets from these.
 
     Parameters
     ----------
@@ -35,20 +35,7 @@ def run_layers(steps: Sequence[str], x: Tensor, weights: Sequence[Tensor]) -> Te
     """
     lead, (n_networks, n_samples, n_in) = x.shape[:-3], x.shape[-3:]
     # All draws of a network's samples are samples of it.
-    joined = x.reshape(-1, n_networks, n_samples, n_in).movedim(0, 1).reshape(n_networks, -1, n_in)
-    if any(value.requires_grad for value in weights):
-        # Without a gradient to come, nothing is kept for it.
-        out: Tensor = _Layers.apply(tuple(steps), torch.is_grad_enabled(), joined, *weights)
-    else:
-        out = _plain(steps, joined, weights)
-    return out.reshape(n_networks, -1, n_samples, out.shape[-1]).movedim(1, 0).reshape(*lead, *x.shape[-3:-1], -1)
-
-
-def _plain(steps: Sequence[str], h: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """The same of weights that are not learned, by the operations that each network's own layers are made of.
-
-    On some processors, at least, each row then gets the bits that it gets from these.
-    """
+    h = x.reshape(-1, n_networks, n_samples, n_in).movedim(0, 1).reshape(n_networks, -1, n_in)
     affine, skipped = iter(zip(weights[::2], weights[1::2], strict=True)), []
     for step in steps:
         if step == "affine":
@@ -60,27 +47,55 @@ def _plain(steps: Sequence[str], h: Tensor, weights: Sequence[Tensor]) -> Tensor
             skipped.append(h)
         else:
             h = skipped.pop() + h
-    return h
+    return h.reshape(n_networks, -1, n_samples, h.shape[-1]).movedim(1, 0).reshape(*lead, *x.shape[-3:-1], -1)
 
 
-class _Layers(torch.autograd.Function):
-    """Autograd through separate operations adds a bias in a pass of its own, computes each sigmoid twice, and spends
-    on dispatch what small products take.
+class LearnedLayers:
+    """The same of weights that are learned and stay where they are in memory: what comes out, and the way back.
+
+    Autograd through separate operations adds a bias in a pass of its own, computes each sigmoid twice, and spends on
+    noting down what small products take.
+
+    Parameters
+    ----------
+    steps : sequence of str
+    weights : sequence of Tensor
+        As of :func:`run_layers`.
+
+    Examples
+    --------
+    >>> weight, bias = torch.full((1, 1, 2), 3.0), torch.zeros(1, 1)
+    >>> out, pullback = LearnedLayers(["affine"], [weight, bias])(torch.ones(1, 4, 2))
+    >>> branch = Branch(out.device)
+    >>> of_x, of_weights = pullback(torch.ones(1, 4, 1), branch)
+    >>> branch.join()
+    >>> of_x[0, 0].tolist(), [gradient.tolist() for gradient in of_weights]
+    ([3.0, 3.0], [[[[4.0, 4.0]]], [[4.0]]])
     """
 
-    @staticmethod
-    def forward(ctx: Any, steps: tuple[str, ...], keep: bool, x: Tensor, *weights: Tensor) -> Tensor:
-        affine = iter(zip(weights[::2], weights[1::2], strict=True))
+    def __init__(self, steps: Sequence[str], weights: Sequence[Tensor]) -> None:
+        self.steps, self.weights = tuple(steps), list(weights)
+        # Views, made once: a step of small networks takes hardly longer than to make them.
+        plain = [value.detach() for value in weights]
+        self.maps = [
+            (weight, weight.mT, bias.unsqueeze(-2)) for weight, bias in zip(plain[::2], plain[1::2], strict=True)
+        ]
+        self.one = torch.ones((), dtype=weights[0].dtype, device=weights[0].device)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> tuple[Tensor, "LayersPullback"]:
+        """Of samples of shape (n_networks, n_samples, n_in)."""
+        maps = iter(self.maps)
         # What the gradient needs: sigmoids, and inputs of affine maps.
         kept: list[Tensor] = []
         skipped: list[Tensor] = []
         h, before = x, "start"
-        for step in steps:
+        for step in self.steps:
             if step == "affine":
-                weight, bias = next(affine)
+                _, turned, bias = next(maps)
                 if before != "silu":
                     kept.append(h)
-                h = torch.baddbmm(bias.unsqueeze(-2), h, weight.mT)
+                h = torch.baddbmm(bias, h, turned)
             elif step == "silu":
                 gate = torch.sigmoid(h)
                 # A residual branch needs its input once more.
@@ -91,44 +106,46 @@ class _Layers(torch.autograd.Function):
             else:
                 h.add_(skipped.pop())
             before = step
-            if not keep:
-                kept.clear()
-        ctx.steps = steps
-        ctx.save_for_backward(*weights, *kept)
-        return h
+        return h, LayersPullback(self, kept)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        n_weights = 2 * ctx.steps.count("affine")
-        weights, kept = ctx.saved_tensors[:n_weights], list(ctx.saved_tensors[n_weights:])
-        one = g.new_ones(())
+
+class LayersPullback:
+    """The way back through :class:`LearnedLayers`, to be gone once: it writes over what was kept for it."""
+
+    def __init__(self, layers: LearnedLayers, kept: list[Tensor]) -> None:
+        self.layers, self.kept = layers, kept
+
+    @torch.no_grad()
+    def __call__(self, g: Tensor, branch: Branch, *, wanted: bool = True) -> tuple[Tensor | None, list[Tensor]]:
+        """Gradients with respect to the samples, unless these are not ``wanted``, and to each of the weights.
+
+        ``g`` is that with respect to what came out. Nobody waits for the gradients of weights before the end: they are
+        there once ``branch`` has joined.
+        """
+        steps, maps, kept = self.layers.steps, list(self.layers.maps), self.kept
         found: list[Tensor] = []
         skipped: list[Tensor] = []
-        # Nobody waits for the gradients of weights before the end.
-        branch = Branch(g.device)
-        for index in range(len(ctx.steps) - 1, -1, -1):
-            step = ctx.steps[index]
+        for index in range(len(steps) - 1, -1, -1):
+            step = steps[index]
             if step == "affine":
                 # The output of a SiLU is kept once, and taken off when its own turn comes.
-                after_silu = index > 0 and ctx.steps[index - 1] == "silu"
+                after_silu = index > 0 and steps[index - 1] == "silu"
                 inputs = kept[-1] if after_silu else kept.pop()
                 found += branch.run(functools.partial(_of_weights, g, inputs), g, inputs)
-                if index == 0 and not ctx.needs_input_grad[2]:
-                    branch.join()
-                    return None, None, None, *found[::-1]
-                g = torch.bmm(g, weights[n_weights - len(found)])
+                weight, *_ = maps.pop()
+                if index == 0 and not wanted:
+                    return None, found[::-1]
+                g = torch.bmm(g, weight)
             elif step == "silu":
                 out, gate = kept.pop(), kept.pop()
                 # The derivative of h s(h) is s + h s (1 - s): from the output, by the weight s, towards 1.
                 # Memory that was written a moment ago is faster than fresh memory.
-                g = torch.lerp(out, one, gate, out=gate).mul_(g)
+                g = torch.lerp(out, self.layers.one, gate, out=gate).mul_(g)
             elif step == "join":
                 skipped.append(g)
             else:
                 g = skipped.pop() + g
-        branch.join()
-        return None, None, g, *found[::-1]
+        return g, found[::-1]
 
 
 def _of_weights(g: Tensor, inputs: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_anomaly.fused import run_layers
+from vae_anomaly.fused import LearnedLayers, run_layers
 
 __all__ = ["NETS", "Layers", "build_nets", "conv2d", "mlp"]
 
@@ -67,8 +67,17 @@ class Layers(nn.Sequential):
                 steps.append("silu")
         self.steps = tuple(steps)
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """Weight and bias of each affine map, in order."""
+        return [value for layer in self.affine for value in (layer.weight, layer.bias)]
+
+    def learned(self) -> LearnedLayers:
+        """Layers of several networks to learn from, by the weights as they are and stay in memory."""
+        return LearnedLayers(self.steps, self.weights)
+
     def forward(self, x: Tensor) -> Tensor:
-        weights = [value for layer in self.affine for value in (layer.weight, layer.bias)]
+        weights = self.weights
         if weights[0].ndim == 3:
             joined = run_layers(self.steps, x, weights)
             return self[-1](joined) if isinstance(self[-1], nn.Unflatten) else joined

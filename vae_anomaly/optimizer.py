@@ -1,7 +1,7 @@
 """AdamW over all parameters of an ensemble as one tensor, with gradients clipped for each member."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,7 +54,6 @@ class FlatParameters:
         self.shapes = {name: value.shape for name, value in ensemble.params.items()}
         self.flat = _join([value.detach() for value in ensemble.params.values()])
         ensemble.params = self._views(self.flat)
-        self.leaves = list(ensemble.params.values())
         self.weight_decay = plan.weight_decay
         self.limit = plan.max_grad_norm * math.prod(ensemble.skeleton.event_shape)
         n_pieces = N_PIECES.get(self.flat.device.type, 1)
@@ -68,9 +67,9 @@ class FlatParameters:
         views = zip(self.shapes.items(), parts, strict=True)
         return {name: part.view(shape).requires_grad_() for (name, shape), part in views}
 
-    def step(self, loss: Tensor, learning_rate: float | Tensor) -> None:
-        """Follow the gradient of ``loss``, that of each member scaled to at most ``max_grad_norm`` for each entry."""
-        _join(torch.autograd.grad(loss, self.leaves), out=self.gradient)
+    def step(self, gradients: Sequence[Tensor], learning_rate: float | Tensor) -> None:
+        """Follow the gradients of all parameters, those of each member scaled to at most ``max_grad_norm`` an entry."""
+        _join(gradients, out=self.gradient)
         norm = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
         factor = (self.limit / (norm + 1e-6)).clamp(max=1.0)
         # A processor can be asked whether there is anything to do.

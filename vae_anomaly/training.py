@@ -13,6 +13,7 @@ from torch import Tensor
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import TrainingError
 from vae_anomaly.memory import keep_freed_memory
+from vae_anomaly.objective import objective_of
 from vae_anomaly.optimizer import FlatParameters, one_cycle
 from vae_anomaly.products import multiplied, products_for
 from vae_anomaly.replay import Replayed, own_stream
@@ -157,9 +158,7 @@ class _Run:
         self.held_out_eps = self.supply.noise(n_draws).to(ensemble.device).movedim(1, 0)[:, :, None]
         self.weights = FlatParameters(ensemble, plan)
         self.products = products_for(plan.precision, ensemble.device, self.supply.batch_size, ensemble.params.values())
-        self.joint = ensemble.joint()
-        if self.joint is not None:
-            self.joint.complete = not _has_holes(x)
+        self.objective = objective_of(ensemble, x)
         self.best_elbo = -math.inf
         self.best_check = 0
         self.best_weights = self.weights.copy()
@@ -223,26 +222,9 @@ class _Run:
         self, batch: Tensor, eps: Tensor, beta: float | Tensor, learning_rate: float | Tensor, left_out: int
     ) -> Tensor:
         """One step; the means of the terms of its batch, shape (2, n_estimators)."""
-        reconstruction, kl = self._terms(batch, eps, left_out)
-        # Members share nothing, so the gradient of the sum holds the gradient of each.
-        loss = (beta * kl - reconstruction).sum() / kl.shape[1]
-        self.weights.step(loss, learning_rate)
-        return torch.stack([reconstruction.detach(), kl.detach()]).mean(dim=-1)
-
-    def _elbo_terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Terms of each member's own rows, shape (n_estimators, n); ``eps`` has an axis over draws in front."""
-        if self.joint is not None:
-            return self.joint.elbo_terms(x, eps)
-        terms: tuple[Tensor, Tensor] = self.ensemble.map(VAE.elbo_terms, x, eps, in_dims=(0, 1))
-        return terms
-
-    def _terms(self, x: Tensor, eps: Tensor, left_out: int) -> tuple[Tensor, Tensor]:
-        """The same, less the ``left_out`` rows with the lowest ELBO."""
-        reconstruction, kl = self._elbo_terms(x, eps)
-        if left_out:
-            kept = (reconstruction - kl).detach().topk(kl.shape[1] - left_out).indices
-            reconstruction, kl = reconstruction.gather(1, kept), kl.gather(1, kept)
-        return reconstruction, kl
+        reconstruction, kl, gradients = self.objective.learned(batch, eps, beta, left_out)
+        self.weights.step(gradients, learning_rate)
+        return torch.stack([reconstruction, kl]).mean(dim=-1)
 
     def _guard(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite; looked at once per check, so that no step waits for the device."""
@@ -255,10 +237,9 @@ class _Run:
                 "Lower learning_rate, raise min_scale, or look for extreme values in the training data."
             )
 
-    @torch.no_grad()
     def _held_out_terms(self) -> Tensor:
         """ELBO, reconstruction and KL, mean over each member's rows, then the usual ELBO, and 1 if all are finite."""
-        reconstruction, kl = self._elbo_terms(self.held_out_x, self.held_out_eps)
+        reconstruction, kl = self.objective.terms(self.held_out_x, self.held_out_eps)
         elbo = reconstruction - self.plan.beta * kl
         means = torch.stack([elbo, reconstruction, kl]).mean(dim=-1).double().flatten()
         finite = torch.isfinite(elbo).all().double().reshape(1)
@@ -306,12 +287,6 @@ def _supply(
 
 def _seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**63 - 1, (), generator=generator))
-
-
-def _has_holes(x: Tensor) -> bool:
-    """Whether an entry is missing; a few rows at a time, as they may lie on disk."""
-    size = max(1, MAX_HELD_OUT_ENTRIES // math.prod(x.shape[1:]))
-    return any(bool(torch.isnan(x[start : start + size]).any()) for start in range(0, len(x), size))
 
 
 def _trimmed_mean(elbo: Tensor) -> Tensor:

@@ -190,27 +190,31 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> Distribution:
         """Posterior q(z | x), of batch shape (n_samples,) and event shape (latent_dim,)."""
+        return _posterior(self.encoder(self.encoder_input(x)))
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """What the encoder sees of ``x``: :meth:`filled` and, if it is shown that, which entries are missing."""
         if self.complete:
-            return self._posterior(x, None)
+            return self._beside_mask(x, None)
         missing = torch.isnan(x)
         # Once there is a value everywhere, a mask beside it would say the opposite.
-        return self._posterior(self.filled(x), torch.zeros_like(missing) if self.imputation_steps else missing)
+        return self._beside_mask(self.filled(x), torch.zeros_like(missing) if self.imputation_steps else missing)
 
     def filled(self, x: Tensor) -> Tensor:
         """``x`` as the encoder sees it, with a value in place of each missing one."""
         missing = torch.isnan(x)
         seen, shown = torch.where(missing, 0.0, x), missing
         for _ in range(self.imputation_steps):
-            seen = torch.where(missing, self.decode(self._posterior(seen, shown).mean).mean, seen)
+            qz = _posterior(self.encoder(self._beside_mask(seen, shown)))
+            seen = torch.where(missing, self.decode(qz.mean).mean, seen)
             shown = torch.zeros_like(missing)
         return seen
 
-    def _posterior(self, seen: Tensor, missing: Tensor | None) -> Distribution:
-        if self.mask_input:
-            mask = torch.zeros_like(seen) if missing is None else missing.to(seen.dtype)
-            seen = torch.cat([seen, mask], dim=-1)
-        mu, raw_logvar = self.encoder(seen).chunk(2, dim=-1)
-        return Independent(_Posterior(mu, raw_logvar), 1, validate_args=False)
+    def _beside_mask(self, seen: Tensor, missing: Tensor | None) -> Tensor:
+        if not self.mask_input:
+            return seen
+        mask = torch.zeros_like(seen) if missing is None else missing.to(seen.dtype)
+        return torch.cat([seen, mask], dim=-1)
 
     def decode(self, z: Tensor) -> Distribution:
         """Likelihood p(x | z)."""
@@ -271,6 +275,12 @@ class VAE(nn.Module):
         r"""Evidence lower bound :math:`E_q \log p(x \mid z) - \beta\, KL(q \| p)` of each sample, in nats."""
         reconstruction, kl = self.elbo_terms(x, eps)
         return reconstruction - beta * kl
+
+
+def _posterior(said: Tensor) -> Distribution:
+    """Distribution of z by what the encoder says."""
+    mu, raw_logvar = said.chunk(2, dim=-1)
+    return Independent(_Posterior(mu, raw_logvar), 1, validate_args=False)
 
 
 def _normal(qz: Distribution) -> _Posterior:

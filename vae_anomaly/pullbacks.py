@@ -1,0 +1,206 @@
+"""Terms of the ELBO, each with its pullback: what takes a gradient with respect to it back to what it is made of.
+
+Autograd needs more time to note down operations as small as these than they take.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vae_anomaly.likelihoods import (
+    LOG_ROOT_2PI,
+    MAX_LOGIT,
+    RAW_ONE,
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Likelihood,
+    Mixed,
+    OneHotBlocks,
+)
+from vae_anomaly.vae import MAX_LOGVAR, VAE
+
+__all__ = ["WRITTEN_OUT", "Sampled", "log_densities", "sampled"]
+
+Pullback = Callable[[Tensor], list[Tensor]]
+"""Gradient with respect to a result -> gradients with respect to what it was made of."""
+
+
+class Sampled(NamedTuple):
+    """A draw of z from each posterior."""
+
+    z: Tensor
+    """Shape (..., n_samples, latent_dim)."""
+    kl: Tensor
+    """KL divergence of the posterior from the standard normal, shape (..., n_samples), in nats."""
+    pullback: Callable[[Tensor, Tensor], Tensor]
+    """Gradients with respect to ``z`` and ``kl`` -> that with respect to what the encoder says."""
+
+
+def sampled(raw: Tensor, eps: Tensor) -> Sampled:
+    """Draw z by the reparameterisation trick.
+
+    Parameters
+    ----------
+    raw : Tensor of shape (..., n_samples, 2 * latent_dim)
+        Means and raw log-variances, as the encoder says them.
+    eps : Tensor of shape (..., n_samples, latent_dim)
+        Base samples.
+
+    Examples
+    --------
+    >>> z, kl, pullback = sampled(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0]]))
+    >>> float(z), float(kl)
+    (4.0, 0.5)
+    >>> pullback(torch.ones(1, 1), torch.zeros(1)).tolist()
+    [[1.0, 1.5]]
+    """
+    mu, raw_logvar = raw.chunk(2, dim=-1)
+    bounded = torch.tanh(raw_logvar / MAX_LOGVAR)
+    log_scale = 0.5 * MAX_LOGVAR * bounded
+    scale = torch.exp(log_scale)
+    z = torch.addcmul(mu, scale, eps)
+    squares = torch.addcmul(mu.square(), scale, scale)
+    kl = 0.5 * (torch.sub(squares, log_scale, alpha=2.0).sum(dim=-1) - mu.shape[-1])
+
+    def pullback(of_z: Tensor, of_kl: Tensor) -> Tensor:
+        of_kl = of_kl.unsqueeze(-1)
+        of_scale = (of_z * eps).add_(of_kl * scale)
+        of_log_scale = of_scale.mul_(scale).sub_(of_kl).mul_(0.5 * MAX_LOGVAR)
+        of_raw_logvar = torch.ops.aten.tanh_backward(of_log_scale, bounded).div_(MAX_LOGVAR)
+        return torch.cat([of_z + of_kl * mu, of_raw_logvar], dim=-1)
+
+    return Sampled(z, kl, pullback)
+
+
+def log_densities(vae: VAE, own: Sequence[Tensor], phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    """Contribution of each entry of ``x`` to log p(x | z), as :meth:`VAE.entries` says it.
+
+    Parameters
+    ----------
+    vae : VAE
+    own : sequence of Tensor
+        Parameters of its likelihood.
+    phi : Tensor of shape (..., *event_shape, n_params)
+        What the decoder says.
+    x : Tensor of shape (..., *event_shape)
+
+    Returns
+    -------
+    Tensor of shape (..., *event_shape)
+    callable
+        Gradient with respect to the first, or what can be broadcast to it -> gradients with respect to ``phi`` and
+        each of ``own``.
+    """
+    written_out = WRITTEN_OUT.get(type(vae.likelihood))
+    if written_out is None:
+        return _by_autograd(vae, own, phi, x)
+    if vae.complete:
+        return written_out(vae.likelihood, phi, x)
+    missing = torch.isnan(x)
+    entries, pullback = written_out(vae.likelihood, phi, torch.where(missing, 0.0, x))
+    return torch.where(missing, vae.missing_log_px, entries), lambda g: pullback(torch.where(missing, 0.0, g))
+
+
+def _by_autograd(vae: VAE, own: Sequence[Tensor], phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    with torch.enable_grad():
+        phi = phi.detach().requires_grad_()
+        entries = vae.entries(vae.likelihood(phi), x)
+
+    def pullback(g: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(entries, [phi, *own], g.expand_as(entries)))
+
+    return entries.detach(), pullback
+
+
+def _normal(mu: Tensor, raw_scale: Tensor, x: Tensor, min_scale: Tensor) -> tuple[Tensor, Pullback]:
+    raw = raw_scale + RAW_ONE
+    scale = F.softplus(raw).add_(min_scale)
+    u = (x - mu).div_(scale)
+    entries = torch.addcmul(scale.log().add_(LOG_ROOT_2PI).neg_(), u, u, value=-0.5)
+
+    def pullback(g: Tensor) -> list[Tensor]:
+        of_u = g * u
+        of_scale = (u / scale).mul_(of_u).sub_(g / scale)
+        return [of_u.div_(scale), torch.ops.aten.softplus_backward(of_scale, raw, 1, 20)]
+
+    return entries, pullback
+
+
+def _binary(raw: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    bounded = torch.tanh(raw / MAX_LOGIT)
+    logits = MAX_LOGIT * bounded
+    inside = x.clamp(0.0, 1.0)
+    outside = (x - inside).abs_().mul_(MAX_LOGIT)
+    entries = (inside * logits).sub_(F.softplus(logits)).sub_(outside)
+
+    def pullback(g: Tensor) -> list[Tensor]:
+        of_logits = torch.ops.aten.softplus_backward(-g, logits, 1, 20).add_(g * inside).mul_(MAX_LOGIT)
+        return [torch.ops.aten.tanh_backward(of_logits, bounded).div_(MAX_LOGIT)]
+
+    return entries, pullback
+
+
+def _onehot(raw: Tensor, x: Tensor, likelihood: Categorical) -> tuple[Tensor, Pullback]:
+    # Two logits within half of it differ by at most the whole.
+    bound = MAX_LOGIT / 2
+    bounded = torch.tanh(raw / bound)
+    px = OneHotBlocks(bound * bounded, likelihood.owner, likelihood.padded)
+
+    def pullback(g: Tensor) -> list[Tensor]:
+        of_log_pi = g * x
+        of_blocks = F.pad(of_log_pi, (0, 1))[..., likelihood.padded].sum(dim=-1)
+        of_logits = of_log_pi - of_blocks[..., likelihood.owner].mul_(px.mean)
+        return [torch.ops.aten.tanh_backward(of_logits.mul_(bound), bounded).div_(bound)]
+
+    return px.log_prob(x), pullback
+
+
+def _gaussian(likelihood: Gaussian, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    mu, raw_scale = phi.unbind(dim=-1)
+    entries, pullback = _normal(mu, raw_scale, x, likelihood.min_scale)
+    return entries, lambda g: [torch.stack(pullback(g), dim=-1)]
+
+
+def _bernoulli(likelihood: Bernoulli, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    entries, pullback = _binary(phi.squeeze(dim=-1), x)
+    return entries, lambda g: [pullback(g)[0].unsqueeze(-1)]
+
+
+def _categorical(likelihood: Categorical, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    entries, pullback = _onehot(phi.squeeze(dim=-1), x, likelihood)
+    return entries, lambda g: [pullback(g)[0].unsqueeze(-1)]
+
+
+def _mixed(likelihood: Mixed, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    n_real, n_binary, categories = likelihood.blocks
+    sizes = [n_real, n_binary, sum(categories)]
+    first, second = phi.unbind(dim=-1)
+    (mu, binary, onehot), (reals, bits, chosen) = torch.split(first, sizes, dim=-1), torch.split(x, sizes, dim=-1)
+    parts = [_normal(mu, second[..., :n_real], reals, likelihood.min_scale), _binary(binary, bits)]
+    if categories:
+        parts.append(_onehot(onehot, chosen, likelihood))
+    entries = torch.cat([own for own, _ in parts], dim=-1)
+
+    def pullback(g: Tensor) -> list[Tensor]:
+        shares = torch.split(g.expand_as(entries), sizes, dim=-1)
+        # Only reals have a second parameter.
+        (of_mu, *of_second), *others = (back(own) for (_, back), own in zip(parts, shares, strict=False))
+        of_first = [of_mu, *itertools.chain.from_iterable(others)]
+        of_second.append(torch.zeros_like(second[..., n_real:]))
+        return [torch.stack([torch.cat(of_first, dim=-1), torch.cat(of_second, dim=-1)], dim=-1)]
+
+    return entries, pullback
+
+
+# Likelihoods without parameters of their own whose density is simple enough; of all others, autograd takes care.
+WRITTEN_OUT: dict[type[Likelihood], Callable[..., tuple[Tensor, Pullback]]] = {
+    Gaussian: _gaussian,
+    Bernoulli: _bernoulli,
+    Categorical: _categorical,
+    Mixed: _mixed,
+}
