@@ -83,3 +83,13 @@ def test_weights_that_change_in_their_place_are_seen(networks, generator):
     torch.testing.assert_close(out, fresh, rtol=0, atol=0)
     torch.testing.assert_close(back(pullback, out.clone()), back(again, out.clone()), rtol=0, atol=0)
     torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_a_second_way_back_is_refused(networks, generator):
+    """It would be wrong without a word: the first writes over what was kept for it."""
+    x = torch.randn(N_NETWORKS, 2, N_IN, generator=generator, dtype=torch.float64)
+    out, pullback = LearnedLayers(networks[0].steps, weights_of(networks))(x)
+    back(pullback, out.clone())
+    with pytest.raises(IndexError):
+        back(pullback, out.clone())

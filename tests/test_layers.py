@@ -58,7 +58,7 @@ TABLE = {
     "image_scores": {"vae"},
     "scores": {"image_scores", "neighbours", "patches", "usual", "vae"},
     "pullbacks": {"likelihoods", "vae"},
-    "objective": {"ensemble", "nets", "pullbacks", "replay", "vae"},
+    "objective": {"ensemble", "nets", "pullbacks", "replay", "scratch", "vae"},
     "optimizer": set(),
     "products": set(),
     "supply": {"splitting"},

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vae_anomaly import objective
+from vae_anomaly import objective, scratch
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks, Gaussian
 from vae_anomaly.objective import objective_of
@@ -106,7 +106,7 @@ def test_terms_without_gradients_take_any_number_of_draws(prior, make_vae, gener
 
 @pytest.mark.parametrize("row", [0, 3, 6])
 def test_a_hole_in_any_row_is_found(row, make_vae, monkeypatch):
-    monkeypatch.setattr(objective, "MAX_ENTRIES", 2 * D)
+    monkeypatch.setattr(scratch, "ENTRIES_AT_ONCE", 2 * D)
     x = torch.zeros(7, D, dtype=DOUBLE)
     assert not objective._has_holes(x)
     x[row, 1] = torch.nan

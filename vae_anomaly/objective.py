@@ -10,12 +10,10 @@ from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.nets import Layers
 from vae_anomaly.pullbacks import log_densities, sampled
 from vae_anomaly.replay import Branch
+from vae_anomaly.scratch import blocks
 from vae_anomaly.vae import VAE
 
 __all__ = ["Learned", "Objective", "objective_of"]
-
-# Looked at in one go.
-MAX_ENTRIES = 2_000_000
 
 
 class Learned(NamedTuple):
@@ -62,9 +60,8 @@ def objective_of(ensemble: Ensemble, x: Tensor) -> Objective:
 
 
 def _has_holes(x: Tensor) -> bool:
-    """Whether an entry is missing; a few rows at a time, as they may lie on disk."""
-    size = max(1, MAX_ENTRIES // math.prod(x.shape[1:]))
-    return any(bool(torch.isnan(x[start : start + size]).any()) for start in range(0, len(x), size))
+    """Whether an entry is missing; a part of the rows at a time, as they may lie on disk."""
+    return any(bool(torch.isnan(x[part]).any()) for part in blocks(len(x), math.prod(x.shape[1:])))
 
 
 class _ByAutograd:

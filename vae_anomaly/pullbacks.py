@@ -131,31 +131,33 @@ def _normal(mu: Tensor, raw_scale: Tensor, x: Tensor, min_scale: Tensor) -> tupl
     return entries, pullback
 
 
+def _bounded(raw: Tensor, bound: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Logits within a bound, and the way back, which writes over the gradient that it is given."""
+    share = torch.tanh(raw / bound)
+    return bound * share, lambda g: torch.ops.aten.tanh_backward(g.mul_(bound), share).div_(bound)
+
+
 def _binary(raw: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-    bounded = torch.tanh(raw / MAX_LOGIT)
-    logits = MAX_LOGIT * bounded
+    logits, back = _bounded(raw, MAX_LOGIT)
     inside = x.clamp(0.0, 1.0)
     outside = (x - inside).abs_().mul_(MAX_LOGIT)
     entries = (inside * logits).sub_(F.softplus(logits)).sub_(outside)
 
     def pullback(g: Tensor) -> list[Tensor]:
-        of_logits = torch.ops.aten.softplus_backward(-g, logits, 1, 20).add_(g * inside).mul_(MAX_LOGIT)
-        return [torch.ops.aten.tanh_backward(of_logits, bounded).div_(MAX_LOGIT)]
+        return [back(torch.ops.aten.softplus_backward(-g, logits, 1, 20).add_(g * inside))]
 
     return entries, pullback
 
 
 def _onehot(raw: Tensor, x: Tensor, likelihood: Categorical) -> tuple[Tensor, Pullback]:
     # Two logits within half of it differ by at most the whole.
-    bound = MAX_LOGIT / 2
-    bounded = torch.tanh(raw / bound)
-    px = OneHotBlocks(bound * bounded, likelihood.owner, likelihood.padded)
+    logits, back = _bounded(raw, MAX_LOGIT / 2)
+    px = OneHotBlocks(logits, likelihood.owner, likelihood.padded)
 
     def pullback(g: Tensor) -> list[Tensor]:
         of_log_pi = g * x
         of_blocks = F.pad(of_log_pi, (0, 1))[..., likelihood.padded].sum(dim=-1)
-        of_logits = of_log_pi - of_blocks[..., likelihood.owner].mul_(px.mean)
-        return [torch.ops.aten.tanh_backward(of_logits.mul_(bound), bounded).div_(bound)]
+        return [back(of_log_pi - of_blocks[..., likelihood.owner].mul_(px.mean))]
 
     return px.log_prob(x), pullback
 
