@@ -745,6 +745,47 @@ def test_infinite_values_in_an_array():
         VAEDetector(**TINY).fit(X)
 
 
+def test_an_array_is_scored_as_it_is(monkeypatch):
+    """Without a frame or a check in between that would change nothing, and with the scores of both."""
+    X = numbers()
+    X[5, 2] = np.nan
+    detector = VAEDetector(**TINY).fit(X)
+    wanted = detector.anomaly_score(X.tolist())
+    frame = detector._frame
+    monkeypatch.setattr(detector, "_frame", lambda *args, **kwargs: pytest.fail("asked for a frame"))
+    kept = X.copy()
+    np.testing.assert_array_equal(detector.anomaly_score(X), wanted)
+    np.testing.assert_array_equal(detector.anomaly_score(np.asfortranarray(X)), wanted)
+    np.testing.assert_array_equal(X, kept)
+    monkeypatch.setattr(detector, "_frame", frame)
+    np.testing.assert_array_equal(detector.anomaly_score(X.astype(object)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("X", "sentence"),
+    [
+        (np.zeros((2, 3)), "X has 3 features, but VAEDetector is expecting 4"),
+        (np.zeros((0, 4)), "Found array with 0 sample"),
+        (np.zeros(4), "Expected 2D array, got 1D"),
+        (np.full((1, 4), np.inf), "infinity"),
+        (np.zeros((1, 4), dtype=complex), "Complex data not supported"),
+    ],
+    ids=["narrow", "empty", "flat", "infinite", "complex"],
+)
+def test_an_array_that_is_not_like_the_training_rows(X, sentence):
+    detector = VAEDetector(**TINY).fit(numbers())
+    with pytest.raises(ValueError, match=sentence):
+        detector.anomaly_score(X)
+
+
+def test_an_array_for_a_model_that_knows_texts():
+    # Columns whose names are no texts have none for scikit-learn.
+    frame = pd.DataFrame([["open", 1.0], ["shut", 2.0], ["open", 4.0], ["shut", 5.0]] * 20)
+    detector = VAEDetector(**TINY).fit(frame)
+    floats = np.array([[1.0, 2.0], [np.nan, 2.0]])
+    np.testing.assert_array_equal(detector.anomaly_score(floats), detector.anomaly_score(pd.DataFrame(floats)))
+
+
 def test_columns_that_say_nothing():
     frame = mixed().assign(empty=np.nan, same=7.0, text=[f"note {i}" for i in range(200)])
     detector = VAEDetector(**TINY).fit(frame)

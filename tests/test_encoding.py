@@ -23,6 +23,12 @@ def test_rows_encoded_side_by_side_are_those_encoded_at_once(n_rows):
     np.testing.assert_array_equal(encode_rows(schema, frame[:n_rows]), schema.encode(frame[:n_rows]))
 
 
+def test_an_array_is_encoded_in_pieces(rng):
+    frame = of_all_kinds(rng)
+    schema = Schema.infer(frame)
+    np.testing.assert_array_equal(encode_rows(schema, frame.to_numpy()), schema.encode(frame))
+
+
 def test_an_error_names_the_row_of_the_table_and_the_first_column():
     frame = pd.DataFrame({"one": np.arange(100.0), "two": np.arange(100.0)})
     schema = Schema.infer(frame)

@@ -434,6 +434,8 @@ def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(values_at_once, r
     frame.iloc[3, 0], frame.iloc[4, 2] = 1e300, -1e300
     beside = schema.encode(frame.astype({"b": object}))
     np.testing.assert_array_equal(schema.encode(frame), beside)
+    np.testing.assert_array_equal(schema.encode(frame.to_numpy()), beside)
+    np.testing.assert_array_equal(schema.encode(np.asfortranarray(frame.to_numpy())), beside)
     for bad, row in itertools.product((np.inf, -np.inf), (7, 250)):
         with pytest.raises(CellError, match=rf"row {row + 1}, column 'b': -?inf is not finite"):
             schema.encode(frame.assign(b=frame["b"].where(frame.index != row, bad)))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict
 from numbers import Integral
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Self, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import pandas as pd
@@ -448,6 +448,13 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return self._frame(X, reset=True)
         self._frame(X.sample, reset=True)
         return X
+
+    def _rows(self, X: Any) -> pd.DataFrame | NDArray[np.float64] | NDArray[np.float32]:
+        """What to score: as of :meth:`_frame`, or as it is, if it is an array and no more."""
+        nameless = isinstance(self.schema_, Schema) and not hasattr(self, "feature_names_in_")
+        if nameless and _is_plain(X, self.n_features_in_):
+            return X
+        return self._frame(X, reset=False)
 
     def _frame(self, X: Any, *, reset: bool) -> pd.DataFrame | NDArray[np.float32]:
         """``X`` as a data frame with the columns seen in ``fit``, or as images."""
@@ -951,7 +958,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return next(itertools.islice(self.ensemble_.members(), index, None))
 
     def _encode(self, X: Any) -> NDArray[np.float32]:
-        return encode_rows(self.schema_, self._frame(X, reset=False), self.ensemble_.device)
+        return encode_rows(self.schema_, self._rows(X), self.ensemble_.device)
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         scores: Floats = self._map_rows(self._score_function(score), encoded, again=True)
@@ -1044,6 +1051,15 @@ def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:
 def _nameless(n_columns: int) -> pd.Index:
     """Names of the columns of an array, made once: for a row it takes longer than to encode it."""
     return pd.Index([f"x{index}" for index in range(n_columns)])
+
+
+def _is_plain(X: Any, n_columns: int) -> TypeGuard[NDArray[np.float64]]:
+    """Whether a table is an array that scikit-learn would find nothing to check or to change in.
+
+    To find that out in this way, and to spare a data frame, has a row scored in four fifths of the time.
+    """
+    plain = type(X) is np.ndarray and X.dtype == np.float64 and X.ndim == 2
+    return plain and len(X) > 0 and X.shape[1] == n_columns and not np.isinf(X).any()
 
 
 def _marks(

@@ -29,7 +29,7 @@ _THERE: WeakKeyDictionary[Reals, dict[torch.device, "_RealsThere"]] = WeakKeyDic
 
 
 def encode_rows(schema: "Schema | ImageSchema", rows: Any, device: torch.device | str = "cpu") -> NDArray[np.float32]:
-    """``schema.encode`` of a data frame or of images: the same numbers, and the same errors.
+    """``schema.encode`` of a table or of images: the same numbers, and the same errors.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def encode_rows(schema: "Schema | ImageSchema", rows: Any, device: torch.device 
 
     def encode(start: int) -> None:
         piece = slice(start, start + PIECE)
-        encoded[piece] = schema.encode(rows.iloc[piece])
+        encoded[piece] = schema.encode(rows[piece] if isinstance(rows, np.ndarray) else rows.iloc[piece])
 
     try:
         for _ in side_by_side(encode, range(0, len(rows), PIECE)):

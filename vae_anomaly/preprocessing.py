@@ -266,30 +266,29 @@ class Schema:
         """Name of each column."""
         return [column.name for column in self.columns]
 
-    def encode(self, frame: pd.DataFrame, reals: RealsEncoder | None = None) -> Encoded:
+    def encode(self, rows: pd.DataFrame | NDArray[np.float64], reals: RealsEncoder | None = None) -> Encoded:
         """Encoded rows, shape (n_rows, n_entries), NaN where a value is missing.
 
-        Of a table of floats alone, ``reals`` encode the real columns, in place of :attr:`reals`.
+        Of a table of floats alone, which may come as an array, ``reals`` encode the real columns, in place of
+        :attr:`reals`.
 
         Raises
         ------
         CellError
             If a column of numbers holds a text.
         """
-        encoded = np.empty((len(frame), len(self.owner)), dtype=np.float32)
+        encoded = np.empty((len(rows), len(self.owner)), dtype=np.float32)
         start = 0
         # Columns of a frame come one by one, and slowly; a frame of floats alone is an array already.
-        floats = frame.to_numpy() if all(kind == np.float64 for kind in frame.dtypes) else None
+        floats = _floats(rows)
         used = self._used
-        if floats is None:
-            _refuse_complex(frame)
-        else:
+        if floats is not None:
             start = len(self.reals.columns)
             (reals or self.reals).encode_rows(floats, used[:start], encoded[:, :start])
             used = used[start:]
         for index in used:
             column = self.columns[index]
-            values = frame.iloc[:, index] if floats is None or column.dtype == "text" else floats[:, index]
+            values = _values(rows if floats is None else floats, index, as_text=column.dtype == "text")
             encoded[:, start : start + column.width] = _encode_column(column, values)
             start += column.width
         return encoded
@@ -542,6 +541,26 @@ def _infer_text(name: str, values: "pd.Series[Any]", as_category: bool, kinds: s
             name, "binary", "text", values=tuple(sorted(ranked)), remark="" if n_distinct == 2 else "constant"
         )
     return Column(name, "categorical", "text", values=tuple(ranked))
+
+
+def _floats(rows: pd.DataFrame | NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """A table of floats alone as an array."""
+    if isinstance(rows, np.ndarray):
+        return rows
+    if all(kind == np.float64 for kind in rows.dtypes):
+        floats: NDArray[np.float64] = rows.to_numpy()
+        return floats
+    _refuse_complex(rows)
+    return None
+
+
+def _values(
+    rows: pd.DataFrame | NDArray[np.float64], index: int, *, as_text: bool
+) -> "pd.Series[Any] | NDArray[np.float64]":
+    """A column of a table; numbers that stand for texts as what texts come as."""
+    if not isinstance(rows, np.ndarray):
+        return rows.iloc[:, index]
+    return pd.Series(rows[:, index]) if as_text else rows[:, index]
 
 
 def _encode_column(column: Column, values: "pd.Series[Any] | NDArray[np.float64]") -> NDArray[Any]:
