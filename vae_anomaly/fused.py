@@ -34,9 +34,14 @@ def run_layers(steps: Sequence[str], x: Tensor, weights: Sequence[Tensor]) -> Te
     [3.0, 3.0, 3.0, 3.0]
     """
     lead, (n_networks, n_samples, n_in) = x.shape[:-3], x.shape[-3:]
-    # All draws of a network's samples are samples of it.
-    h = x.reshape(-1, n_networks, n_samples, n_in).movedim(0, 1).reshape(n_networks, -1, n_in)
-    affine, skipped = iter(zip(weights[::2], weights[1::2], strict=True)), []
+    if lead:
+        # All draws of a network's samples are samples of it.
+        every = x.reshape(-1, n_networks, n_samples, n_in).movedim(0, 1).reshape(n_networks, -1, n_in)
+        found = run_layers(steps, every, weights)
+        by_draw = found.reshape(n_networks, -1, n_samples, found.shape[-1]).movedim(1, 0)
+        return by_draw.reshape(*lead, n_networks, n_samples, -1)
+    h, skipped = x, []
+    affine = iter(zip(weights[::2], weights[1::2], strict=True))
     for step in steps:
         if step == "affine":
             weight, bias = next(affine)
@@ -47,7 +52,7 @@ def run_layers(steps: Sequence[str], x: Tensor, weights: Sequence[Tensor]) -> Te
             skipped.append(h)
         else:
             h = skipped.pop() + h
-    return h.reshape(n_networks, -1, n_samples, h.shape[-1]).movedim(1, 0).reshape(*lead, *x.shape[-3:-1], -1)
+    return h
 
 
 class LearnedLayers:

@@ -243,16 +243,19 @@ def _nearest(vae: VAE, x: Tensor, compared: Tensor | None = None) -> tuple[Tenso
     axis = -len(vae.event_shape)
     here, exemplars = x.flatten(axis), vae.exemplars.flatten(axis)
     counted = torch.ones_like(exemplars[0]) if compared is None else compared
-    lengths = None if compared is None else vae.exemplar_lengths
-    up = torch.ones_like(here[..., :1, :1])
-    if not vae.complete:
-        seen = ~torch.isnan(here)
-        here, n_entries = torch.where(seen, here, 0.0), counted.sum(dim=-1, keepdim=True)
-        counted, lengths = counted * seen, None
-        up = n_entries / counted.sum(dim=-1, keepdim=True).clamp(min=1.0)
+    if vae.complete:
+        return _from_nearest(here, exemplars, counted, None if compared is None else vae.exemplar_lengths)
+    seen = ~torch.isnan(here)
+    here, n_entries = torch.where(seen, here, 0.0), counted.sum(dim=-1, keepdim=True)
+    counted = counted * seen
+    place, squares = _from_nearest(here, exemplars, counted, None)
+    return place, squares * (n_entries / counted.sum(dim=-1, keepdim=True).clamp(min=1.0))
+
+
+def _from_nearest(here: Tensor, exemplars: Tensor, counted: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     place = nearest(here * counted, exemplars, counted, lengths)
     # The search says which one is nearest, one difference a sample how far it is: nothing cancels.
-    return place, ((here - taken(exemplars, place)) * counted).square() * up
+    return place, ((here - taken(exemplars, place)) * counted).square()
 
 
 def _parts_of_distance(squares: Tensor) -> Tensor:
