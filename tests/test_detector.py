@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from tables import TINY, holed, mixed, numbers
 
 from vae_anomaly import detector as detector_module
-from vae_anomaly import scratch
+from vae_anomaly import inputs, scratch
 from vae_anomaly.detector import VAEDetector, _generator, load
 from vae_anomaly.errors import CalibrationWarning, DataError, PosteriorCollapseWarning
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
@@ -751,13 +751,12 @@ def test_an_array_is_scored_as_it_is(monkeypatch):
     X[5, 2] = np.nan
     detector = VAEDetector(**TINY).fit(X)
     wanted = detector.anomaly_score(X.tolist())
-    frame = detector._frame
-    monkeypatch.setattr(detector, "_frame", lambda *args, **kwargs: pytest.fail("asked for a frame"))
     kept = X.copy()
+    monkeypatch.setattr(inputs, "_frame", lambda *args, **kwargs: pytest.fail("asked for a frame"))
     np.testing.assert_array_equal(detector.anomaly_score(X), wanted)
     np.testing.assert_array_equal(detector.anomaly_score(np.asfortranarray(X)), wanted)
     np.testing.assert_array_equal(X, kept)
-    monkeypatch.setattr(detector, "_frame", frame)
+    monkeypatch.undo()
     np.testing.assert_array_equal(detector.anomaly_score(X.astype(object)), wanted)
 
 

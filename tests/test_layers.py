@@ -115,11 +115,15 @@ TABLE = {
         "augment", "features", "likelihoods", "picture", "pixels", "preprocessing", "scores", "scratch", "splitting",
         "training", "vae",
     },
+    "inputs": {"errors", "in_parts", "pixels", "preprocessing"},
+    "schemas": {
+        "backbones", "errors", "features", "in_parts", "inputs", "likelihoods", "parameters", "pixels", "planning",
+        "preprocessing", "pretrained", "tiles",
+    },
     "detector": {
-        "backbones", "encoding", "ensemble", "errors", "features", "groups", "in_parts", "label_thresholds",
-        "likelihoods", "memory", "model_state", "parameters", "pixels", "planning", "preprocessing", "pretrained",
-        "products", "row_hashes", "scores", "scoring", "scratch", "splitting", "streaming", "tails", "thresholds",
-        "tiles", "training", "vae",
+        "encoding", "ensemble", "errors", "features", "groups", "in_parts", "inputs", "label_thresholds", "memory",
+        "model_state", "parameters", "pixels", "planning", "products", "row_hashes", "schemas", "scores", "scoring",
+        "scratch", "splitting", "streaming", "tails", "thresholds", "tiles", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups", "number_texts"},
     # Scoring of tables of any size.

@@ -1,7 +1,6 @@
 """VAEDetector: the scikit-learn estimator that ties training, scores and thresholds together."""
 
 import copy
-import functools
 import hashlib
 import itertools
 import math
@@ -12,44 +11,41 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict
 from numbers import Integral
-from typing import Any, Self, TypeAlias, TypeGuard, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from vae_anomaly import model_state
-from vae_anomaly.backbones import BACKBONES, build_extractor
 from vae_anomaly.encoding import encode_rows
 from vae_anomaly.ensemble import Ensemble
-from vae_anomaly.errors import CalibrationWarning, CellError, DataError, PosteriorCollapseWarning, look_up
+from vae_anomaly.errors import CalibrationWarning, PosteriorCollapseWarning, look_up
 from vae_anomaly.features import FeatureSchema
 from vae_anomaly.groups import Groups, RowGroups, row_groups
 from vae_anomaly.in_parts import TableInParts
+from vae_anomaly.inputs import to_fit, to_score
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
-from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.memory import fits
 from vae_anomaly.parameters import Limits, check_params, check_precision, find_device, seed_of
-from vae_anomaly.pixels import ImageSchema, PixelSchema, is_images, pixels
+from vae_anomaly.pixels import ImageSchema, PixelSchema
 from vae_anomaly.planning import (
     architecture,
     build_vae,
     check_score,
     default_score,
-    find_backbone,
     n_held_out_references,
     n_references,
     n_share_rows,
     training_plan,
     with_changed_copies,
 )
-from vae_anomaly.preprocessing import Schema
-from vae_anomaly.pretrained import download_weights, read_weights
 from vae_anomaly.products import multiplied
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
+from vae_anomaly.schemas import check_table, infer_schema
 from vae_anomaly.scores import (
     AVERAGED,
     IMAGE_REFERENCES,
@@ -66,14 +62,13 @@ from vae_anomaly.splitting import Split, leave_out_entries, rows_to_fit, split_r
 from vae_anomaly.streaming import RowsOnDisk
 from vae_anomaly.tails import excess_rows_needed
 from vae_anomaly.thresholds import THRESHOLDS, check_fpr, or_extrapolate, p_values
-from vae_anomaly.tiles import TileSchema, check_tile, some_tiles
+from vae_anomaly.tiles import TileSchema
 from vae_anomaly.training import OnCheck, active_units, train
 from vae_anomaly.vae import VAE
 
 __all__ = ["VAEDetector", "load"]
 
 Floats = NDArray[np.float64]
-Table: TypeAlias = pd.DataFrame | TableInParts | NDArray[np.float32]
 
 _DRAWING = threading.Lock()
 
@@ -333,10 +328,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_params(self.get_params())
         check_precision(self.precision, self.device)
-        frame = self._table(X)
+        frame = to_fit(self, X)
         self.from_frame_ = isinstance(X, pd.DataFrame | TableInParts)
-        self._check_categorical(frame)
-        self._check_tile(frame)
+        check_table(self, frame)
         self.seed_ = seed_of(self.random_state)
         generators = [_generator(self.seed_, member) for member in range(self.n_estimators + 1)]
         split = self._split(len(frame), generators)
@@ -344,7 +338,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if rows is not None:
             # Before the training, which takes long.
             _by_group(rows, self.threshold, self.fpr)
-        self.schema_ = self._infer_schema(frame, split.fitted)
+        self.schema_ = infer_schema(self, frame, split.fitted)
         check_score(self.score_name, self.schema_)
         encoded = frame.encode(self.schema_) if isinstance(frame, TableInParts) else encode_rows(self.schema_, frame)
         self.fitted_params_: dict[str, Any] = copy.deepcopy({**self.get_params(), "random_state": self.seed_})
@@ -372,130 +366,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> NDArray[np.int64]:
         """:meth:`fit`, then :meth:`predict` of the same rows by the thresholds of their groups."""
         return self.fit(X, y, groups=groups, on_check=on_check).predict(X, groups=groups)
-
-    def _check_categorical(self, frame: Table) -> None:
-        columns = () if isinstance(frame, np.ndarray) else frame.columns
-        unknown = sorted(set(map(str, self.categorical_features)) - set(map(str, columns)))
-        if unknown:
-            raise ValueError(f"categorical_features names {unknown[0]!r}, and X has no such column.")
-
-    def _check_tile(self, frame: Table) -> None:
-        if self.tile is None:
-            return
-        if not isinstance(frame, np.ndarray):
-            raise ValueError(f"tile={self.tile} is for images, of shape (n_samples, channels, height, width).")
-        check_tile(frame.shape[1:], self.tile)
-
-    def _infer_schema(self, frame: Table, rows: NDArray[np.intp]) -> Schema | ImageSchema:
-        """Schema of the training rows alone.
-
-        Were the calibration rows among them, no value of theirs could ever be an unseen one, and new rows would look
-        less normal than they do.
-        """
-        kind = LIKELIHOODS["mixed" if self.likelihood == "auto" else self.likelihood]
-        if isinstance(frame, np.ndarray):
-            if kind.columns == "categories":
-                raise ValueError(f"likelihood={self.likelihood!r} describes categories, and pixels are numbers.")
-            if self.tile is None:
-                return self._image_schema(frame, rows, kind.scaling)
-            shown = some_tiles(frame, rows, self.tile, self.seed_)
-            channels, height, width = frame.shape[1:]
-            return TileSchema((channels, height, width), self._image_schema(shown, np.arange(len(shown)), kind.scaling))
-        if self.backbone not in (None, "auto"):
-            raise ValueError(
-                f"backbone={self.backbone!r} is for images, of shape (n_samples, channels, height, width)."
-            )
-        if self.net == "conv":
-            raise ValueError("net='conv' is for images, of shape (n_samples, channels, height, width).")
-        known, rows = frame.known(rows) if isinstance(frame, TableInParts) else (frame.iloc[rows], rows)
-        try:
-            return Schema.infer(
-                known,
-                kinds=kind.columns,
-                scaling=kind.scaling,
-                categorical=self.categorical_features,
-                rank_share=self.rank_share,
-            )
-        except CellError as error:
-            raise CellError(int(rows[error.row]), error.detail) from None
-
-    def _image_schema(
-        self, images: NDArray[np.float32], rows: NDArray[np.intp], scaling: str
-    ) -> PixelSchema | FeatureSchema:
-        backbone = find_backbone(self, images.shape[1:])
-        if backbone is not None:
-            return self._feature_schema(images, rows, backbone, scaling)
-        return PixelSchema.infer(images, scaling=scaling, rows=rows)
-
-    def _feature_schema(
-        self, images: NDArray[np.float32], rows: NDArray[np.intp], backbone: str, scaling: str
-    ) -> FeatureSchema:
-        if scaling == "unit":
-            raise ValueError(f"likelihood={self.likelihood!r} describes pixels from 0 to 1, and features are none.")
-        if self.net == "conv":
-            raise ValueError("net='conv' is for pixels, and with a backbone the networks see single patches.")
-        weights = None
-        if BACKBONES[backbone].learned:
-            file = self.backbone_weights
-            weights = download_weights(backbone) if file is None else read_weights(file)
-        extractor = build_extractor(backbone, images.shape[1], seed=self.seed_, weights=weights)
-        extractor.to(find_device(self.device))
-        return FeatureSchema.of(images, backbone, extractor, rows=rows)
-
-    def _table(self, X: Any) -> Table:
-        """What to fit on; a table in parts as it is."""
-        if not isinstance(X, TableInParts):
-            return self._frame(X, reset=True)
-        self._frame(X.sample, reset=True)
-        return X
-
-    def _rows(self, X: Any) -> pd.DataFrame | NDArray[np.float64] | NDArray[np.float32]:
-        """What to score: as of :meth:`_frame`, or as it is, if it is an array and no more."""
-        nameless = isinstance(self.schema_, Schema) and not hasattr(self, "feature_names_in_")
-        if nameless and _is_plain(X, self.n_features_in_):
-            return X
-        return self._frame(X, reset=False)
-
-    def _frame(self, X: Any, *, reset: bool) -> pd.DataFrame | NDArray[np.float32]:
-        """``X`` as a data frame with the columns seen in ``fit``, or as images."""
-        if isinstance(X, np.ma.MaskedArray):
-            X = _unmasked(X)
-        if is_images(X):
-            return self._images(X, reset=reset)
-        if not reset and isinstance(self.schema_, ImageSchema):
-            raise DataError(f"The model was fitted on images of shape {self.schema_.shape}, and X holds none.")
-        if isinstance(X, pd.DataFrame):
-            if not X.columns.is_unique:
-                raise DataError(f"Duplicated column names: {sorted(set(X.columns[X.columns.duplicated()].map(str)))}.")
-            # Names that are those of the training rows need no check, which takes long for a row.
-            names = getattr(self, "feature_names_in_", None)
-            if reset or names is None or list(X.columns) != list(names):
-                validate_data(self, X, skip_check_array=True, reset=reset)
-            _check_rows(X, 2 if reset else 1)
-            return X.reset_index(drop=True)
-        array = validate_data(
-            self,
-            X,
-            dtype="numeric",
-            ensure_all_finite="allow-nan",
-            ensure_min_samples=2 if reset else 1,
-            reset=reset,
-        )
-        return pd.DataFrame(array, columns=_nameless(array.shape[1]), copy=False)
-
-    def _images(self, X: Any, *, reset: bool) -> NDArray[np.float32]:
-        images = pixels(X)
-        if reset:
-            self.n_features_in_ = math.prod(images.shape[1:])
-            if hasattr(self, "feature_names_in_"):
-                # Of a table that it was fitted on before.
-                del self.feature_names_in_
-        elif not isinstance(self.schema_, ImageSchema):
-            raise DataError("The model was fitted on a table, and X holds images.")
-        at_least = 2 if reset else 1
-        if len(images) < at_least:
-            raise DataError(f"Found {len(images)} image(s), and at least {at_least} are needed.")
-        return images
 
     def _split(self, n_rows: int, generators: list[torch.Generator]) -> Split:
         """Which rows each member trains on, and which rows the threshold is computed from."""
@@ -958,7 +828,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return next(itertools.islice(self.ensemble_.members(), index, None))
 
     def _encode(self, X: Any) -> NDArray[np.float32]:
-        return encode_rows(self.schema_, self._rows(X), self.ensemble_.device)
+        return encode_rows(self.schema_, to_score(self, X), self.ensemble_.device)
 
     def _scores(self, encoded: NDArray[np.float32], score: Score) -> Floats:
         scores: Floats = self._map_rows(self._score_function(score), encoded, again=True)
@@ -1047,21 +917,6 @@ def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:
     return groups
 
 
-@functools.lru_cache(maxsize=8)
-def _nameless(n_columns: int) -> pd.Index:
-    """Names of the columns of an array, made once: for a row it takes longer than to encode it."""
-    return pd.Index([f"x{index}" for index in range(n_columns)])
-
-
-def _is_plain(X: Any, n_columns: int) -> TypeGuard[NDArray[np.float64]]:
-    """Whether a table is an array that scikit-learn would find nothing to check or to change in.
-
-    To find that out in this way, and to spare a data frame, has a row scored in four fifths of the time.
-    """
-    plain = type(X) is np.ndarray and X.dtype == np.float64 and X.ndim == 2
-    return plain and len(X) > 0 and X.shape[1] == n_columns and not np.isinf(X).any()
-
-
 def _marks(
     encoded: NDArray[np.float32], split: Split, unwanted: threading.Event
 ) -> tuple[str, dict[str, NDArray[np.uint64]]]:
@@ -1093,22 +948,6 @@ def _is_empty(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:
     if not has_holes(encoded):
         return np.zeros(len(encoded), dtype=bool)
     return np.asarray(np.isnan(encoded).all(axis=1))
-
-
-def _unmasked(X: "np.ma.MaskedArray[Any, Any]") -> NDArray[Any]:
-    """What is masked in a table is missing; of an image nothing can be."""
-    if not np.ma.is_masked(X):
-        return np.asarray(X.data)
-    if is_images(X):
-        raise DataError("X holds masked pixels, and an image has no holes. Fill them, or leave these images out.")
-    # The others can say that a value is missing, or are refused for what they are.
-    kind = np.float64 if X.dtype.kind in "biu" else X.dtype
-    return np.asarray(np.ma.filled(X.astype(kind), np.nan))
-
-
-def _check_rows(frame: pd.DataFrame, at_least: int) -> None:
-    if len(frame) < at_least:
-        raise DataError(f"Found {len(frame)} sample(s), and at least {at_least} are needed.")
 
 
 def _generator(seed: int, member: int) -> torch.Generator:
