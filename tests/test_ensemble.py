@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from vae_anomaly.ensemble import Ensemble, stacked
+from vae_anomaly.ensemble import Ensemble, _replace, _twin, same_tensors, stacked
 from vae_anomaly.likelihoods import LIKELIHOODS, Blocks
 from vae_anomaly.neighbours import half_squared_lengths
 from vae_anomaly.priors import PRIORS
@@ -274,3 +274,38 @@ def test_members_with_convolutions_run_in_turn_and_give_the_same():
     assert terms.kl.shape == (3, 5)
     gradient = torch.autograd.grad(together[0].sum(), ensemble.params["encoder.layers.0.weight"])[0]
     assert (gradient.flatten(1).abs().sum(dim=1) > 0).all()
+
+
+def modules_within(value, seen):
+    """All modules that can be reached from a value, by whatever attribute."""
+    if id(value) in seen or isinstance(value, torch.Tensor | str | type):
+        return
+    seen[id(value)] = value
+    if isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, tuple | list):
+        inner = value
+    elif isinstance(value, torch.nn.Module):
+        inner = vars(value).values()
+    else:
+        return
+    for one in inner:
+        modules_within(one, seen)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("image", [False, True])
+def test_a_twin_has_tensors_in_common_and_no_module(prior, image, make_vae):
+    shape = {"event_shape": (36,), "image_shape": (1, 6, 6)} if image else {}
+    vae = make_vae(prior=prior, likelihood="student_t", **shape)
+    twin, found = _twin(vae), {}
+    modules_within(twin, found)
+    reached = {key for key, value in found.items() if isinstance(value, torch.nn.Module)}
+    assert reached == {id(module) for module in twin.modules()}
+    assert not reached & {id(module) for module in vae.modules()}
+    assert [type(module) for module in twin.modules()] == [type(module) for module in vae.modules()]
+    assert same_tensors(list(twin.state_dict(keep_vars=True).values()), list(vae.state_dict(keep_vars=True).values()))
+    before = copy.deepcopy(vae.state_dict())
+    for name in before:
+        _replace(twin, {name: torch.zeros(())})
+    torch.testing.assert_close(vae.state_dict(), before)
