@@ -143,8 +143,21 @@ class GaussianShared(GaussianPerFeature):
         return ()
 
 
+def log_normaliser(df: Tensor) -> Tensor:
+    """Logarithm of what the density of Student's t of scale 1 is divided by.
+
+    Examples
+    --------
+    >>> round(float(log_normaliser(torch.tensor(1.0)).exp()), 4)
+    3.1416
+    """
+    return 0.5 * (df.log() + math.log(math.pi)) + torch.lgamma(0.5 * df) - torch.lgamma(0.5 * (df + 1.0))
+
+
 class _StudentT(distributions.StudentT):
     def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
+        # As they come, of which there may be far fewer than of the others.
+        self._own_df = df
         # Torch's own makes what it draws with at once, from a number that it copies to a GPU each time.
         self.df, self.loc, self.scale = torch.broadcast_tensors(df, loc, scale)  # type: ignore[no-untyped-call]
         Distribution.__init__(self, self.df.shape, validate_args=False)
@@ -152,6 +165,10 @@ class _StudentT(distributions.StudentT):
     @cached_property
     def _chi2(self) -> distributions.Chi2:  # type: ignore[override]
         return distributions.Chi2(self.df, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        df, y = self._own_df, (value - self.loc) / self.scale
+        return -0.5 * (df + 1.0) * torch.log1p(y.square() / df) - self.scale.log() - log_normaliser(df)
 
     @property
     def mean(self) -> Tensor:
@@ -174,10 +191,14 @@ class StudentT(Likelihood):
         super().__init__(event_shape, blocks, min_scale=min_scale)
         self.raw_df = nn.Parameter(torch.full(self.event_shape, 3.0))
 
+    @property
+    def df(self) -> Tensor:
+        """Degrees of freedom of each entry."""
+        return 2.0 + F.softplus(self.raw_df)
+
     def forward(self, phi: Tensor) -> Distribution:
         mu, raw_scale = phi.unbind(dim=-1)
-        df = (2.0 + F.softplus(self.raw_df)).expand_as(mu)
-        return self._independent(_StudentT(df, mu, self._scale(raw_scale)))
+        return self._independent(_StudentT(self.df, mu, self._scale(raw_scale)))
 
 
 class _UnitInterval(Distribution):

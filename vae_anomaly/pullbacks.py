@@ -18,9 +18,13 @@ from vae_anomaly.likelihoods import (
     Bernoulli,
     Categorical,
     Gaussian,
+    GaussianPerFeature,
+    GaussianShared,
     Likelihood,
     Mixed,
     OneHotBlocks,
+    StudentT,
+    log_normaliser,
 )
 from vae_anomaly.vae import MAX_LOGVAR, VAE
 
@@ -99,11 +103,15 @@ def log_densities(vae: VAE, own: Sequence[Tensor], phi: Tensor, x: Tensor) -> tu
     written_out = WRITTEN_OUT.get(type(vae.likelihood))
     if written_out is None:
         return _by_autograd(vae, own, phi, x)
-    if vae.complete:
-        return written_out(vae.likelihood, phi, x)
-    missing = torch.isnan(x)
-    entries, pullback = written_out(vae.likelihood, phi, torch.where(missing, 0.0, x))
-    return torch.where(missing, vae.missing_log_px, entries), lambda g: pullback(torch.where(missing, 0.0, g))
+    missing = None if vae.complete else torch.isnan(x)
+    entries, back = written_out(vae.likelihood, phi, x if missing is None else torch.where(missing, 0.0, x))
+
+    def pullback(g: Tensor) -> list[Tensor]:
+        of_phi, *of_own = back(g if missing is None else torch.where(missing, 0.0, g))
+        # Of the likelihood's parameters, which broadcast along the samples, each in the shape of what is learned.
+        return [of_phi, *(one.reshape(value.shape) for one, value in zip(of_own, own, strict=True))]
+
+    return entries if missing is None else torch.where(missing, vae.missing_log_px, entries), pullback
 
 
 def _by_autograd(vae: VAE, own: Sequence[Tensor], phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
@@ -168,6 +176,43 @@ def _gaussian(likelihood: Gaussian, phi: Tensor, x: Tensor) -> tuple[Tensor, Pul
     return entries, lambda g: [torch.stack(pullback(g), dim=-1)]
 
 
+def _gaussian_per_feature(likelihood: GaussianPerFeature, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    raw = likelihood.raw_scale + RAW_ONE
+    scale = F.softplus(raw) + likelihood.min_scale
+    u = (x - phi.squeeze(dim=-1)).div_(scale)
+    entries = torch.addcmul(-(scale.log() + LOG_ROOT_2PI), u, u, value=-0.5)
+
+    def pullback(g: Tensor) -> list[Tensor]:
+        of_mu = (g * u).div_(scale)
+        of_scale = (of_mu * u).sub_(g / scale).sum_to_size(raw.shape)
+        return [of_mu.unsqueeze(-1), torch.ops.aten.softplus_backward(of_scale, raw, 1, 20)]
+
+    return entries, pullback
+
+
+def _student_t(likelihood: StudentT, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+    mu, raw_scale = phi.unbind(dim=-1)
+    df, raw = likelihood.df, raw_scale + RAW_ONE
+    scale = F.softplus(raw).add_(likelihood.min_scale)
+    y = (x - mu).div_(scale)
+    squares = y.square()
+    far = torch.log1p(squares / df)
+    entries = (-0.5 * (df + 1.0) * far).sub_(scale.log()).sub_(log_normaliser(df))
+
+    def pullback(g: Tensor) -> list[Tensor]:
+        # Of y, but for its sign: of mu, times the scale.
+        weights = (df + 1.0) / (squares + df)
+        of_mu = (weights * y).mul_(g).div_(scale)
+        of_scale = (of_mu * y).sub_(g / scale)
+        of_raw = torch.ops.aten.softplus_backward(of_scale, raw, 1, 20)
+        slope = 0.5 * (torch.digamma(0.5 * (df + 1.0)) - torch.digamma(0.5 * df) - 1.0 / df)
+        of_df = (weights * squares).div_(df).sub_(far).mul_(0.5).add_(slope).mul_(g).sum_to_size(df.shape)
+        of_raw_df = torch.ops.aten.softplus_backward(of_df, likelihood.raw_df, 1, 20)
+        return [torch.stack([of_mu, of_raw], dim=-1), of_raw_df]
+
+    return entries, pullback
+
+
 def _bernoulli(likelihood: Bernoulli, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
     entries, pullback = _binary(phi.squeeze(dim=-1), x)
     return entries, lambda g: [pullback(g)[0].unsqueeze(-1)]
@@ -199,9 +244,12 @@ def _mixed(likelihood: Mixed, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]
     return entries, pullback
 
 
-# Likelihoods without parameters of their own whose density is simple enough; of all others, autograd takes care.
+# Likelihoods whose density is simple enough; of all others, autograd takes care.
 WRITTEN_OUT: dict[type[Likelihood], Callable[..., tuple[Tensor, Pullback]]] = {
     Gaussian: _gaussian,
+    GaussianPerFeature: _gaussian_per_feature,
+    GaussianShared: _gaussian_per_feature,
+    StudentT: _student_t,
     Bernoulli: _bernoulli,
     Categorical: _categorical,
     Mixed: _mixed,
