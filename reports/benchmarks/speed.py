@@ -157,7 +157,7 @@ def bare_network(options: argparse.Namespace) -> Iterator[Case]:
     n_rows = 5_000 if options.quick else 50_000
     detector = fitted(options, table_of(20_000), max_steps=FEW_STEPS)
     X = table_of(n_rows, seed=1)
-    x = torch.from_numpy(detector.schema_.encode(detector._frame(X, reset=False))).to(options.device)
+    x = torch.from_numpy(detector.schema_.encode(X)).to(options.device)
 
     def measure(name: str) -> Figures:
         wanted = detector.anomaly_score(X, score_name=name)
