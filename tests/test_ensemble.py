@@ -309,3 +309,19 @@ def test_a_twin_has_tensors_in_common_and_no_module(prior, image, make_vae):
     for name in before:
         _replace(twin, {name: torch.zeros(())})
     torch.testing.assert_close(vae.state_dict(), before)
+
+
+def test_a_joint_view_sees_weights_that_change_in_their_place(three, x, eps):
+    ensemble = Ensemble(three)
+
+    def joint():
+        with torch.no_grad():
+            return ensemble.map(SCORES["neg_log_px_z"].function, x, eps, together=True)
+
+    before = joint()
+    for value in ensemble.params.values():
+        value.data.mul_(1.5)
+    after = joint()
+    looped = torch.stack([SCORES["neg_log_px_z"].function(vae, x, eps) for vae in ensemble.members()])
+    torch.testing.assert_close(after, looped.detach(), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(after, before)

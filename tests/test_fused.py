@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vae_anomaly.fused import LearnedLayers, run_layers
+from vae_anomaly.fused import LearnedLayers, affine_maps, run_layers
 from vae_anomaly.nets import Layers, linear, trunk
 from vae_anomaly.replay import Branch
 
@@ -39,7 +39,7 @@ def back(pullback, g, **options):
 @pytest.mark.parametrize("lead", [(), (1,), (4,)])
 def test_networks_side_by_side_are_each_its_layers_in_turn(networks, lead, generator):
     x = torch.randn(*lead, N_NETWORKS, 9, N_IN, generator=generator, dtype=torch.float64)
-    joined = run_layers(networks[0].steps, x, weights_of(networks))
+    joined = run_layers(networks[0].steps, x, affine_maps(weights_of(networks)))
     alone = torch.stack([net(x[..., index, :, :]) for index, net in enumerate(networks)], dim=-3)
     torch.testing.assert_close(joined, alone)
 
@@ -49,7 +49,7 @@ def test_way_back_is_the_gradient_of_the_layers_in_turn(networks, generator):
     x = torch.randn(N_NETWORKS, 9, N_IN, generator=generator, dtype=torch.float64, requires_grad=True)
     weights = weights_of(networks)
     out, pullback = LearnedLayers(networks[0].steps, weights)(x.detach())
-    torch.testing.assert_close(out, run_layers(networks[0].steps, x.detach(), weights))
+    torch.testing.assert_close(out, run_layers(networks[0].steps, x.detach(), affine_maps(weights)))
     g = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     of_samples, found = back(pullback, g)
     for index, net in enumerate(networks):

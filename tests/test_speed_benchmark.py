@@ -1,4 +1,4 @@
-"""The benchmark of speed measures what is left, and writes its page; on tables too small to say how fast anything is."""
+"""The benchmark of speed measures what is left; here on tables too small to say how fast anything is."""
 
 import json
 import math

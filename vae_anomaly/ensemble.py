@@ -198,6 +198,9 @@ class Ensemble:
         shown, joint = self._joint
         if joint is None or not same_tensors(shown, tensors):
             joint = self._joined({name: value.detach() for name, value in self.tensors().items()})
+            for net in (joint.encoder, joint.decoder):
+                if isinstance(net, Layers):
+                    net.settle()
             self._joint = tensors, joint
         return joint
 

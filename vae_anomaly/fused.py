@@ -2,19 +2,37 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vae_anomaly.replay import Branch
 
-__all__ = ["STEPS", "LayersPullback", "LearnedLayers", "run_layers"]
+__all__ = ["STEPS", "Affine", "LayersPullback", "LearnedLayers", "affine_maps", "run_layers"]
 
 # What a row of layers is made of: an affine map, SiLU, and the two ends of a residual branch.
 STEPS = ("affine", "silu", "split", "join")
 
 
-def run_layers(steps: Sequence[str], x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+class Affine(NamedTuple):
+    """An affine map of each of several networks, as products of a batch want it."""
+
+    weight: Tensor
+    """Shape (n_networks, n_out, n_in)."""
+    turned: Tensor
+    """The same, shape (n_networks, n_in, n_out)."""
+    bias: Tensor
+    """Shape (n_networks, 1, n_out)."""
+
+
+def affine_maps(weights: Sequence[Tensor]) -> list[Affine]:
+    """Views of weights and biases in turn; made once where a step of small networks takes hardly longer than these."""
+    pairs = zip(weights[::2], weights[1::2], strict=True)
+    return [Affine(weight, weight.mT, bias.unsqueeze(-2)) for weight, bias in pairs]
+
+
+def run_layers(steps: Sequence[str], x: Tensor, maps: Sequence[Affine]) -> Tensor:
     """Layers of several networks, each on samples of its own, by the operations that each network's own are made of.
 
     On some processors, at least, each row then gets the bits that it gets from these.
@@ -24,28 +42,27 @@ def run_layers(steps: Sequence[str], x: Tensor, weights: Sequence[Tensor]) -> Te
     steps : sequence of str
         Of ``STEPS``, in order, an affine map first and last. "split" keeps its input, "join" adds what was kept last.
     x : Tensor of shape (..., n_networks, n_samples, n_in)
-    weights : sequence of Tensor
-        Weight and bias of each affine map, in order, with a first axis over the networks.
+    maps : sequence of Affine
+        In order.
 
     Examples
     --------
     >>> x, weight, bias = torch.ones(2, 5, 3), torch.ones(2, 4, 3), torch.zeros(2, 4)
-    >>> run_layers(["affine"], x, [weight, bias])[1, 0].tolist()
+    >>> run_layers(["affine"], x, affine_maps([weight, bias]))[1, 0].tolist()
     [3.0, 3.0, 3.0, 3.0]
     """
     lead, (n_networks, n_samples, n_in) = x.shape[:-3], x.shape[-3:]
     if lead:
         # All draws of a network's samples are samples of it.
         every = x.reshape(-1, n_networks, n_samples, n_in).movedim(0, 1).reshape(n_networks, -1, n_in)
-        found = run_layers(steps, every, weights)
+        found = run_layers(steps, every, maps)
         by_draw = found.reshape(n_networks, -1, n_samples, found.shape[-1]).movedim(1, 0)
         return by_draw.reshape(*lead, n_networks, n_samples, -1)
-    h, skipped = x, []
-    affine = iter(zip(weights[::2], weights[1::2], strict=True))
+    h, affine, skipped = x, iter(maps), []
     for step in steps:
         if step == "affine":
-            weight, bias = next(affine)
-            h = torch.baddbmm(bias.unsqueeze(-2), h, weight.mT)
+            _, turned, bias = next(affine)
+            h = torch.baddbmm(bias, h, turned)
         elif step == "silu":
             h = nn.functional.silu(h)
         elif step == "split":
@@ -64,8 +81,9 @@ class LearnedLayers:
     Parameters
     ----------
     steps : sequence of str
-    weights : sequence of Tensor
         As of :func:`run_layers`.
+    weights : sequence of Tensor
+        Weight and bias of each affine map, in order, with a first axis over the networks.
 
     Examples
     --------
@@ -80,11 +98,7 @@ class LearnedLayers:
 
     def __init__(self, steps: Sequence[str], weights: Sequence[Tensor]) -> None:
         self.steps, self.weights = tuple(steps), list(weights)
-        # Views, made once: a step of small networks takes hardly longer than to make them.
-        plain = [value.detach() for value in weights]
-        self.maps = [
-            (weight, weight.mT, bias.unsqueeze(-2)) for weight, bias in zip(plain[::2], plain[1::2], strict=True)
-        ]
+        self.maps = affine_maps([value.detach() for value in weights])
         self.one = torch.ones((), dtype=weights[0].dtype, device=weights[0].device)
 
     @torch.no_grad()

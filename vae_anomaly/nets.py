@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_anomaly.fused import LearnedLayers, run_layers
+from vae_anomaly.fused import Affine, LearnedLayers, affine_maps, run_layers
 
 __all__ = ["NETS", "Layers", "build_nets", "conv2d", "mlp"]
 
@@ -66,6 +66,7 @@ class Layers(nn.Sequential):
             elif isinstance(layer, nn.SiLU):
                 steps.append("silu")
         self.steps = tuple(steps)
+        self.settled: list[Affine] = []
 
     @property
     def weights(self) -> list[Tensor]:
@@ -76,10 +77,13 @@ class Layers(nn.Sequential):
         """Layers of several networks to learn from, by the weights as they are and stay in memory."""
         return LearnedLayers(self.steps, self.weights)
 
+    def settle(self) -> None:
+        """Of several networks, whose weights will stay where they are in memory: keep the views that they run by."""
+        self.settled = affine_maps(self.weights)
+
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.weights
-        if weights[0].ndim == 3:
-            joined = run_layers(self.steps, x, weights)
+        if self.affine[0].weight.ndim == 3:
+            joined = run_layers(self.steps, x, self.settled or affine_maps(self.weights))
             return self[-1](joined) if isinstance(self[-1], nn.Unflatten) else joined
         for layer in self:
             x = layer(x)
