@@ -261,7 +261,7 @@ class Ensemble:
 def _twin(vae: VAE) -> VAE:
     """A VAE with modules of its own, which shares tensors and all else until something is put in their place.
 
-    A tenth of the time of a copy that leaves out what is shared, and a fit takes dozens.
+    A seventh of the time of a deep copy that leaves out what is shared, and a fit takes dozens.
     """
     twins: dict[nn.Module, Any] = {}
     for module in vae.modules():

@@ -156,7 +156,7 @@ def log_normaliser(df: Tensor) -> Tensor:
 
 class _StudentT(distributions.StudentT):
     def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
-        # As they come, of which there may be far fewer than of the others.
+        # As it comes, which may be once for all samples: three special functions of it make up most of a density.
         self._own_df = df
         # Torch's own makes what it draws with at once, from a number that it copies to a GPU each time.
         self.df, self.loc, self.scale = torch.broadcast_tensors(df, loc, scale)  # type: ignore[no-untyped-call]

@@ -103,15 +103,17 @@ def log_densities(vae: VAE, own: Sequence[Tensor], phi: Tensor, x: Tensor) -> tu
     written_out = WRITTEN_OUT.get(type(vae.likelihood))
     if written_out is None:
         return _by_autograd(vae, own, phi, x)
-    missing = None if vae.complete else torch.isnan(x)
-    entries, back = written_out(vae.likelihood, phi, x if missing is None else torch.where(missing, 0.0, x))
 
-    def pullback(g: Tensor) -> list[Tensor]:
-        of_phi, *of_own = back(g if missing is None else torch.where(missing, 0.0, g))
-        # Of the likelihood's parameters, which broadcast along the samples, each in the shape of what is learned.
+    def shaped(of_phi: Tensor, *of_own: Tensor) -> list[Tensor]:
+        # The likelihood's parameters broadcast along the samples; what is learned has no axis for that.
         return [of_phi, *(one.reshape(value.shape) for one, value in zip(of_own, own, strict=True))]
 
-    return entries if missing is None else torch.where(missing, vae.missing_log_px, entries), pullback
+    if vae.complete:
+        entries, pullback = written_out(vae.likelihood, phi, x)
+        return entries, lambda g: shaped(*pullback(g))
+    missing = torch.isnan(x)
+    entries, pullback = written_out(vae.likelihood, phi, torch.where(missing, 0.0, x))
+    return torch.where(missing, vae.missing_log_px, entries), lambda g: shaped(*pullback(torch.where(missing, 0.0, g)))
 
 
 def _by_autograd(vae: VAE, own: Sequence[Tensor], phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
@@ -125,16 +127,21 @@ def _by_autograd(vae: VAE, own: Sequence[Tensor], phi: Tensor, x: Tensor) -> tup
     return entries.detach(), pullback
 
 
+def _scaled(raw: Tensor, min_scale: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Scales above a floor, and the way back from what may hold more samples than there are scales."""
+    raw = raw + RAW_ONE
+    return F.softplus(raw) + min_scale, lambda g: torch.ops.aten.softplus_backward(g.sum_to_size(raw.shape), raw, 1, 20)
+
+
 def _normal(mu: Tensor, raw_scale: Tensor, x: Tensor, min_scale: Tensor) -> tuple[Tensor, Pullback]:
-    raw = raw_scale + RAW_ONE
-    scale = F.softplus(raw).add_(min_scale)
+    scale, back = _scaled(raw_scale, min_scale)
     u = (x - mu).div_(scale)
     entries = torch.addcmul(scale.log().add_(LOG_ROOT_2PI).neg_(), u, u, value=-0.5)
 
     def pullback(g: Tensor) -> list[Tensor]:
         of_u = g * u
         of_scale = (u / scale).mul_(of_u).sub_(g / scale)
-        return [of_u.div_(scale), torch.ops.aten.softplus_backward(of_scale, raw, 1, 20)]
+        return [of_u.div_(scale), back(of_scale)]
 
     return entries, pullback
 
@@ -177,23 +184,18 @@ def _gaussian(likelihood: Gaussian, phi: Tensor, x: Tensor) -> tuple[Tensor, Pul
 
 
 def _gaussian_per_feature(likelihood: GaussianPerFeature, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-    raw = likelihood.raw_scale + RAW_ONE
-    scale = F.softplus(raw) + likelihood.min_scale
-    u = (x - phi.squeeze(dim=-1)).div_(scale)
-    entries = torch.addcmul(-(scale.log() + LOG_ROOT_2PI), u, u, value=-0.5)
+    entries, pullback = _normal(phi.squeeze(dim=-1), likelihood.raw_scale, x, likelihood.min_scale)
 
-    def pullback(g: Tensor) -> list[Tensor]:
-        of_mu = (g * u).div_(scale)
-        of_scale = (of_mu * u).sub_(g / scale).sum_to_size(raw.shape)
-        return [of_mu.unsqueeze(-1), torch.ops.aten.softplus_backward(of_scale, raw, 1, 20)]
+    def back(g: Tensor) -> list[Tensor]:
+        of_mu, of_raw_scale = pullback(g)
+        return [of_mu.unsqueeze(-1), of_raw_scale]
 
-    return entries, pullback
+    return entries, back
 
 
 def _student_t(likelihood: StudentT, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
     mu, raw_scale = phi.unbind(dim=-1)
-    df, raw = likelihood.df, raw_scale + RAW_ONE
-    scale = F.softplus(raw).add_(likelihood.min_scale)
+    df, (scale, back) = likelihood.df, _scaled(raw_scale, likelihood.min_scale)
     y = (x - mu).div_(scale)
     squares = y.square()
     far = torch.log1p(squares / df)
@@ -204,11 +206,10 @@ def _student_t(likelihood: StudentT, phi: Tensor, x: Tensor) -> tuple[Tensor, Pu
         weights = (df + 1.0) / (squares + df)
         of_mu = (weights * y).mul_(g).div_(scale)
         of_scale = (of_mu * y).sub_(g / scale)
-        of_raw = torch.ops.aten.softplus_backward(of_scale, raw, 1, 20)
         slope = 0.5 * (torch.digamma(0.5 * (df + 1.0)) - torch.digamma(0.5 * df) - 1.0 / df)
         of_df = (weights * squares).div_(df).sub_(far).mul_(0.5).add_(slope).mul_(g).sum_to_size(df.shape)
         of_raw_df = torch.ops.aten.softplus_backward(of_df, likelihood.raw_df, 1, 20)
-        return [torch.stack([of_mu, of_raw], dim=-1), of_raw_df]
+        return [torch.stack([of_mu, back(of_scale)], dim=-1), of_raw_df]
 
     return entries, pullback
 
