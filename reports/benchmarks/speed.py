@@ -33,7 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from adbench import protocol_b
-from records import constants, provenance, read_runs
+from records import append, constants, provenance, read_runs
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from speed_measuring import N_COLUMNS, Case, Figures, fitted, in_turn, n_learned, row_visits, seconds, table_of
@@ -367,8 +367,7 @@ def run(options: argparse.Namespace) -> None:
             head = {"section": case.section, "name": case.name, "device": options.device, "quick": options.quick}
             head |= {"pairs": options.pairs}
             line = {**head, **figures, **provenance(), "processor": processor(options.device)}
-            with options.runs.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append(options.runs, line)
             shown = {name: round(value, 4) for name, value in figures.items() if isinstance(value, float)}
             print(f"{case.section}, {case.name}: {shown}", flush=True)
 
