@@ -51,6 +51,18 @@ def test_of_equally_distant_points_few_rows_find_those_that_many_find(n_entries,
         assert torch.equal(nearest(x[:n_rows], points), many[:n_rows])
 
 
+@pytest.mark.parametrize("holed", [False, True])
+def test_rows_that_come_in_pieces_find_what_they_find_together(holed, generator, monkeypatch):
+    """The last piece is a ragged one."""
+    x, points = torch.randn(300, 4, generator=generator), torch.randn(533, 4, generator=generator)
+    observed = (torch.rand(300 if holed else 1, 4, generator=generator) < 0.7).float().squeeze(0)
+    monkeypatch.setattr(neighbours, "MAX_LEAST", 10**9)
+    together = nearest(x * observed, points, observed)
+    monkeypatch.setattr(neighbours, "MAX_LEAST", 1)
+    monkeypatch.setattr(neighbours, "ROWS", 128)
+    assert torch.equal(nearest(x * observed, points, observed), together)
+
+
 @pytest.mark.parametrize("observed", ["all", "some", "of each row"])
 @pytest.mark.parametrize("at_once", [1, 10**9])
 def test_all_distances_at_once_find_the_same(observed, at_once, generator, monkeypatch):
@@ -82,6 +94,8 @@ def test_several_searches_at_once_find_what_each_finds(holed, search, n_rows, ge
 def test_many_rows_are_looked_for_under_vmap_and_gradients(in_dims, generator, monkeypatch):
     monkeypatch.setattr(neighbours, "MIN_GROUPED", 100)
     monkeypatch.setattr(neighbours, "MAX_DISTANCES", 1000)
+    monkeypatch.setattr(neighbours, "MAX_LEAST", 1)
+    monkeypatch.setattr(neighbours, "ROWS", 40)
     x, points = torch.randn(3, 50, 4, generator=generator), torch.randn(3, 533, 4, generator=generator)
     some = [value if dim == 0 else value[0] for value, dim in zip((x, points), in_dims, strict=True)]
     own = zip(*(value if dim == 0 else [value] * 3 for value, dim in zip(some, in_dims, strict=True)), strict=True)

@@ -1,5 +1,7 @@
 """Which of many points is nearest."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,11 @@ MAX_DISTANCES_AT_ONCE = 16_000_000
 GROUP = 8
 # Up to so many rows are no narrow factor of a product; see `_row_by_row`.
 FEW_ROWS = 32
+# So many least distances of groups are still in the cache, too, when the least of them is looked for; and with up to
+# eight entries, a product of a thousand rows takes twice as long as two of half of them.
+MAX_LEAST = 320_000
+# Rows come in multiples of so many.
+ROWS = 256
 # So many groups make one of the groups among which the least is looked for.
 GROUPS = 32
 # Fewer numbers than this are gone through sooner than they are grouped.
@@ -125,7 +132,16 @@ def _row_by_row(constant: Tensor, points: Tensor, x: Tensor) -> Tensor:
 
 
 def _nearest_group(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
-    """The group of ``GROUP`` points that holds the nearest one, tile after tile."""
+    """The group of ``GROUP`` points that holds the nearest one; some of the rows at a time."""
+    size = max(ROWS, MAX_LEAST * GROUP // len(points) // ROWS * ROWS)
+    seen = torch.split(counted, size) if counted.ndim > 1 else itertools.repeat(counted)
+    pairs = zip(torch.split(x, size), seen, strict=False)
+    found = [_by_tiles(part, points, own, lengths) for part, own in pairs]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _by_tiles(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
+    """The same of rows that come together, tile after tile of the points."""
 
     def least_of(start: int) -> Tensor:
         # Of the same difference, (n_points, n_rows).
