@@ -17,6 +17,7 @@ from tables import TINY, TINY_OPTIONS, labelled, mixed, read_predictions, run
 import vae_anomaly
 from vae_anomaly.baselines import BASELINES, baseline_scores
 from vae_anomaly.cli import VERBS, common
+from vae_anomaly.cli.names import NAMES
 from vae_anomaly.comparison import split_rows
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.persistence import load_model, save_model
@@ -834,11 +835,26 @@ def test_version():
     assert run("--version").stdout == f"vae-anomaly, version {vae_anomaly.__version__}\n"
 
 
+HEAVY = ("torch", "pandas", "sklearn", "matplotlib", "scipy", "pyarrow")
+REGISTRIES = {
+    "backbone": ("backbones", "BACKBONES"),
+    "baseline": ("baselines", "BASELINES"),
+    "label threshold": ("label_thresholds", "LABEL_THRESHOLDS"),
+    "likelihood": ("likelihoods", "LIKELIHOODS"),
+    "net": ("nets", "NETS"),
+    "precision": ("products", "PRECISIONS"),
+    "prior": ("priors", "PRIORS"),
+    "score": ("scores", "SCORES"),
+    "threshold": ("thresholds", "THRESHOLDS"),
+}
+
+
 def modules_after(arguments, *candidates):
     """Which of the candidates a command loads in a fresh interpreter."""
     script = (
-        "import sys\nfrom vae_anomaly.cli import cli\n"
-        f"cli.main({arguments!r}, standalone_mode=False)\n"
+        "import sys, click\nfrom vae_anomaly.cli import cli\n"
+        f"try: cli.main({arguments!r}, standalone_mode=False)\n"
+        "except click.ClickException as error: print(error.format_message())\n"
         f"print(*[name for name in {candidates!r} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
@@ -847,7 +863,41 @@ def modules_after(arguments, *candidates):
 
 
 def test_help_loads_nothing_heavy():
-    assert modules_after(["--help"], "torch", "pandas", "numpy", "sklearn", "matplotlib", "scipy", "pyarrow") == []
+    assert modules_after(["--help"], "numpy", *HEAVY) == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_loads_nothing_heavy(verb):
+    assert modules_after([verb, "--help"], *HEAVY) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "normal.csv", "-o", "m.safetensors", "--prior", "elbow"],
+        ["fit", "nowhere.csv", "-o", "m.safetensors"],
+        ["fit", "normal.csv", "-o", "m.safetensors", "--label", "elbow"],
+        ["fit", "pair.csv", "-o", "m.safetensors"],
+        ["score", "nowhere.safetensors", "normal.csv"],
+        ["score", "normal.csv", "normal.csv"],
+        ["report", "MODEL", "nowhere.csv", "-o", "out"],
+        ["calibrate", "MODEL", "nowhere.csv", "-o", "m.safetensors"],
+        ["compare", "nowhere.csv", "--label", "anomaly"],
+        ["sample", "nowhere.safetensors"],
+    ],
+)
+def test_a_slip_is_answered_before_torch_is_loaded(model, arguments):
+    """It takes seconds."""
+    Path("pair.csv").write_text("flow,flow\n1,2\n", encoding="utf-8")
+    mixed().to_csv("normal.csv", index=False)
+    arguments = [str(model) if argument == "MODEL" else argument for argument in arguments]
+    assert modules_after(arguments, "torch", "sklearn") == []
+
+
+@pytest.mark.parametrize(("what", "module", "name"), [(what, *home) for what, home in REGISTRIES.items()])
+def test_names_are_those_of_the_registries(what, module, name):
+    assert NAMES[what] == tuple(getattr(importlib.import_module(f"vae_anomaly.{module}"), name))
+    assert NAMES.keys() == REGISTRIES.keys()
 
 
 def test_inspect_loads_no_torch(model):

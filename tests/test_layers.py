@@ -182,33 +182,40 @@ TABLE = {
     "": {"data", "detector", "vae"},
     # The command line.
     "cli": {"cli.common", "errors"},
+    "cli.names": set(),
     "__main__": {"cli"},
     "cli.common": {
-        "data", "data.batches", "data.writers", "detector", "errors", "parameters", "products", "thresholds",
+        "cli.names", "data", "data.batches", "data.writers", "detector", "errors", "parameters", "products",
+        "thresholds",
     },
     "cli.apart": {"cli.images", "data", "data.decoding", "data.maps"},
-    "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors"},
+    "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors", "persistence"},
     "cli.large": {"cli.common", "cli.images", "data.large", "errors", "memory"},
     "cli.fit": {
-        "cli.apart", "cli.common", "cli.images", "cli.large", "data", "data.decode_once", "data.delimited",
-        "data.drawings", "data.images", "detector", "errors", "in_parts", "planning", "predictions", "row_hashes",
-        "splitting",
+        "backbones", "cli.apart", "cli.common", "cli.images", "cli.large", "data", "data.decode_once",
+        "data.delimited", "data.drawings", "data.images", "detector", "errors", "in_parts", "planning", "predictions",
+        "row_hashes", "splitting",
     },
     "cli.score": {
         "", "atomic", "cli.apart", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps",
         "partial", "predictions", "score_file",
     },
-    "cli.calibrate": {"cli.apart", "cli.common", "cli.images", "data", "data.decode_once", "errors", "predictions"},
+    "cli.calibrate": {
+        "cli.apart", "cli.common", "cli.images", "cli.names", "data", "data.decode_once", "errors", "label_thresholds",
+        "predictions",
+    },
     "cli.report": {
         "account", "atomic", "by_type", "cli.apart", "cli.common", "cli.images", "metrics", "paired", "pixel_metrics",
         "report",
     },
     "cli.compare": {
-        "", "atomic", "cli.apart", "cli.common", "comparison", "detector", "errors", "predictions", "report",
-        "report.comparison",
+        "", "atomic", "cli.apart", "cli.common", "cli.images", "cli.names", "comparison", "detector", "errors",
+        "predictions", "report", "report.comparison",
     },
     "cli.inspect": {"cli.common", "persistence"},
-    "cli.sample": {"atomic", "cli.apart", "cli.common", "data.images", "data.writers", "errors", "traversal"},
+    "cli.sample": {
+        "atomic", "cli.apart", "cli.common", "cli.images", "data.images", "data.writers", "errors", "traversal",
+    },
     "cli.demo": {"atomic", "baselines", "cli.common", "data.samples", "data.writers", "errors"},
 }  # fmt: skip
 

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 from vae_anomaly.atomic import replacing
 from vae_anomaly.errors import ModelFileError
 
-__all__ = ["FORMAT_VERSION", "load_model", "save_model"]
+__all__ = ["FORMAT_VERSION", "load_header", "load_model", "save_model"]
 
 FORMAT_VERSION = 3
 KEY = "vae_anomaly"
@@ -83,6 +84,32 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
     ModelFileError
         If the file is missing, damaged, truncated, changed, written by something else, or of another format.
     """
+    with _opened(path) as (file, text):
+        document = _parse(Path(path).name, text)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    # Two texts can say the same number, so a changed last digit may leave the document what it was.
+    if json.dumps(document, sort_keys=True) != text or document.get("checksum") != _checksum(document, tensors):
+        raise ModelFileError(
+            f"{Path(path).name} was damaged or changed after it was saved: its checksum does not match."
+        )
+    return document, tensors
+
+
+def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Header of a model file, in no time: whether somebody changed it is not looked at.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, cut off, written by something else, or of another format.
+    """
+    with _opened(path) as (_, text):
+        return _parse(Path(path).name, text)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, str]]:
+    """An open model file, and the text of its header; what goes wrong meanwhile is an error of the file."""
     name = Path(path).name
     if not Path(path).is_file():
         wrong = "is a folder" if Path(path).is_dir() else "does not exist"
@@ -92,18 +119,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise ModelFileError(f"{name} is a safetensors file, but not a model of vae-anomaly.")
-            document = _parse(name, metadata[KEY])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            yield file, metadata[KEY]
     except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(f"{name} is not a model file, or it is damaged or cut off ({error}).") from None
-    # Two texts can say the same number, so a changed last digit may leave the document what it was.
-    if json.dumps(document, sort_keys=True) != metadata[KEY] or document.get("checksum") != _checksum(
-        document, tensors
-    ):
-        raise ModelFileError(f"{name} was damaged or changed after it was saved: its checksum does not match.")
-    return document, tensors
 
 
 def _parse(name: str, text: str) -> dict[str, Any]:

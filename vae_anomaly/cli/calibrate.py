@@ -17,13 +17,13 @@ from vae_anomaly.cli.common import (
     overwrite_option,
     print_json,
     promise,
-    registry,
     run_options,
     table_options,
     tell,
     text_columns,
 )
-from vae_anomaly.cli.images import check_normal, holds_images, image_options, read_any
+from vae_anomaly.cli.images import check_normal, check_there, holds_images, image_options, read_any
+from vae_anomaly.cli.names import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,13 +82,14 @@ def command(
     # The model itself may be replaced.
     check_apart(output, [data])
     check_output(output, overwrite, stdout=False)
+    check_there(data, models=[model])
     detector = load_detector(model, device)
     own = () if group is None else (group,)
     table = read_any(
         data, split="test", detector=detector, **columns, keep=own, text_columns=(*text_columns(detector), *own)
     )
     before, grouped = detector.threshold_, detector.groups_
-    if threshold in registry("label threshold"):
+    if threshold in NAMES["label threshold"]:
         _choose(detector, table, threshold, parameters, columns["cache_gb"], quiet)
         notes = {**detector.notes_, "label_data": table.name}
     else:
@@ -120,7 +121,8 @@ def command(
 
 def _check_options(threshold: str | None, labelled: bool, group: str | None, parameters: dict[str, float]) -> None:
     """Refuse options that do not go with the rule."""
-    rules = registry("label threshold")
+    from vae_anomaly.label_thresholds import LABEL_THRESHOLDS as rules
+
     if threshold in rules and not labelled:
         raise click.UsageError(f"--threshold {threshold} needs --label, the column that says which rows are anomalies.")
     if threshold in rules and group is not None:
@@ -129,7 +131,7 @@ def _check_options(threshold: str | None, labelled: bool, group: str | None, par
     for name in parameters:
         if name not in takes:
             fitting = [rule for rule in rules if name in rules[rule].parameters]
-            fitting += list(registry("threshold")) if name == "fpr" else []
+            fitting += NAMES["threshold"] if name == "fpr" else []
             raise click.UsageError(
                 f"--{name.replace('_', '-')} does not go with --threshold {threshold or '(the model has its own)'}, "
                 f"but with {' and '.join(fitting)}."

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vae_anomaly.cli.names import NAMES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,49 +25,25 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-REGISTRIES = {
-    "baseline": ("baselines", "BASELINES"),
-    "backbone": ("backbones", "BACKBONES"),
-    "likelihood": ("likelihoods", "LIKELIHOODS"),
-    "net": ("nets", "NETS"),
-    "precision": ("products", "PRECISIONS"),
-    "prior": ("priors", "PRIORS"),
-    "score": ("scores", "SCORES"),
-    "threshold": ("thresholds", "THRESHOLDS"),
-    "label threshold": ("label_thresholds", "LABEL_THRESHOLDS"),
-}
-
-
-def registry(what: str) -> dict[str, Any]:
-    """Registry of backbones, baselines, likelihoods, priors, scores or thresholds."""
-    from importlib import import_module
-
-    module, name = REGISTRIES[what]
-    entries: dict[str, Any] = getattr(import_module(f"vae_anomaly.{module}"), name)
-    return entries
-
 
 class NameType(click.ParamType):  # type: ignore[type-arg]
-    """Name of an entry of a registry, or of two, which are only imported when a name is checked or help is shown."""
+    """Name of an entry of a registry, or of two."""
 
     def __init__(self, what: str, also: Sequence[str] = (), second: str | None = None) -> None:
-        self.name, self.also, self.second = what, tuple(also), second
-
-    def _known(self) -> dict[str, Any]:
-        more = registry(self.second) if self.second else {}
-        return {**dict.fromkeys(self.also), **registry(self.name), **more}
+        self.name = what
+        self.known = (*also, *NAMES[what], *(NAMES[second] if second else ()))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from vae_anomaly.errors import look_up
 
         try:
-            look_up(self.name, value, self._known())
+            look_up(self.name, value, dict.fromkeys(self.known))
         except ValueError as error:
             raise click.UsageError(str(error), ctx) from None
         return value
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return f"[{'|'.join(self._known())}]"
+        return f"[{'|'.join(self.known)}]"
 
 
 class Fraction(click.ParamType):  # type: ignore[type-arg]
@@ -219,6 +197,9 @@ def load_detector(path: str, device: str = "cpu") -> "VAEDetector":
 
 def check_device(device: str, precision: str = "auto") -> None:
     """Refuse a device that can't be used, or can't multiply so."""
+    if device in ("auto", "cpu") and precision != "bfloat16":
+        # Every machine can, and what is wrong with the data is said before torch is imported.
+        return
     from vae_anomaly.parameters import device_fault, find_device
     from vae_anomaly.products import precision_fault
 

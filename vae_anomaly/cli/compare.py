@@ -21,11 +21,12 @@ from vae_anomaly.cli.common import (
     print_json,
     progress,
     read_data,
-    registry,
     run_options,
     table_options,
     tell,
 )
+from vae_anomaly.cli.images import check_there
+from vae_anomaly.cli.names import NAMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,8 +92,9 @@ def command(
             "A comparison needs labels: name the column that says which rows are normal with --label."
         )
     outputs = None if output is None else _outputs(output, overwrite, data)
+    check_there(*data)
     check_device(device)
-    names = baselines or tuple(registry("baseline"))
+    names = baselines or NAMES["baseline"]
     # A table that can't be used is found before the work on those before it is done.
     tables = [read_data(path, **columns) for path in data]
     splits = [_split(table, seed, max_rows) for table in tables]

@@ -20,7 +20,6 @@ from vae_anomaly.cli.common import (
     print_json,
     progress,
     promise,
-    registry,
     run_options,
     table_options,
     tell,
@@ -28,6 +27,7 @@ from vae_anomaly.cli.common import (
 from vae_anomaly.cli.images import (
     check_normal,
     check_table,
+    check_there,
     image_options,
     image_progress,
     read_any,
@@ -166,6 +166,7 @@ def command(
     """
     check_apart(output, [path for path in (data, params["backbone_weights"]) if path])
     check_output(output, overwrite, stdout=False)
+    check_there(data)
     check_device(params["device"], params["precision"])
     columns: dict[str, Any] = {
         "label": label,
@@ -229,9 +230,12 @@ def _check_images(table: "Data | Images | LargeTable", params: dict[str, Any]) -
 
 def _check_weights(backbone: str, weights: str | None) -> None:
     """Refuse weights for a backbone that takes none."""
-    backbones = registry("backbone")
-    if weights is not None and not (backbone in backbones and backbones[backbone].learned):
-        learned = ", ".join(name for name, entry in backbones.items() if entry.learned)
+    if weights is None:
+        return
+    from vae_anomaly.backbones import BACKBONES
+
+    if not (backbone in BACKBONES and BACKBONES[backbone].learned):
+        learned = ", ".join(name for name, entry in BACKBONES.items() if entry.learned)
         raise click.UsageError(
             f"--weights {weights}: name the backbone that they belong to with --backbone: {learned}."
         )

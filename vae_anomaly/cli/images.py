@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_normal",
     "check_table",
+    "check_there",
     "holds_images",
     "image_options",
     "image_progress",
@@ -136,6 +137,18 @@ def check_table(path: str, normal_class: Sequence[str] = (), size: int | None = 
         raise click.UsageError(f"{option} is for images, and {path} holds none.")
     if os.path.isdir(path):
         _check_folder(path)
+
+
+def check_there(*data: str, models: Sequence[str] = ()) -> None:
+    """Refuse files that are no models and data that do not exist, before torch is imported, which takes seconds."""
+    from vae_anomaly.errors import DataError
+    from vae_anomaly.persistence import load_header
+
+    for path in models:
+        load_header(path)
+    for path in data:
+        if not (path == "-" or os.path.exists(path) or holds_images(path)):
+            raise DataError(f"{path} does not exist.")
 
 
 def holds_images(path: str) -> bool:

@@ -26,7 +26,7 @@ from vae_anomaly.cli.common import (
     table_options,
     tell,
 )
-from vae_anomaly.cli.images import image_options, read_any
+from vae_anomaly.cli.images import check_there, image_options, read_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,15 +98,16 @@ def command(
     With --label: ROC, precision-recall, rates at the threshold, worst rows. Without: what needs no labels. Of several
     models, the first one is reported, and the others are compared with it on the same rows.
     """
-    from vae_anomaly.account import account
-
     if options["also"] and len(models) > 1:
         raise click.UsageError("--compare-score compares the scores of one model, and several are named.")
     columns = {name: options.pop(name) for name in READING}
     outputs = _outputs(output, overwrite, [*models, data])
     _check_plots(plots, overwrite)
     names = _names(models)
+    check_there(data, models=models)
     detectors = {name: load_detector(path, device) for name, path in names.items()}
+    from vae_anomaly.account import account
+
     detector, *_ = detectors.values()
     table = read_any(data, split="test", detector=detector, **columns, **_model_columns(detectors.values(), types))
     if table.y is None:

@@ -9,6 +9,7 @@ import click
 
 from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import check_output, load_detector, output_format, overwrite_option, tell
+from vae_anomaly.cli.images import check_there
 
 if TYPE_CHECKING:
     from vae_anomaly.detector import VAEDetector
@@ -60,6 +61,7 @@ def command(
         raise click.UsageError("--traverse and --between are two sheets; ask for one at a time.")
     check_apart(output, [model, *(between or ())])
     check_output(output, overwrite)
+    check_there(models=[model])
     detector = load_detector(model)
     if detector.holds_images:
         _check_sheet(output)

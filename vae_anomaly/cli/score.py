@@ -27,7 +27,15 @@ from vae_anomaly.cli.common import (
     table_options,
     tell,
 )
-from vae_anomaly.cli.images import check_table, holds_images, image_options, image_progress, read_any, tell_ignored
+from vae_anomaly.cli.images import (
+    check_table,
+    check_there,
+    holds_images,
+    image_options,
+    image_progress,
+    read_any,
+    tell_ignored,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +107,7 @@ def command(
     if resume and "-" in (output, data):
         raise click.UsageError("--resume is for files: standard input and output can't be gone back to.")
     file_format = output_format(output)
+    check_there(data, models=[model])
     detector = load_detector(model, device)
     asked: dict[str, Any] = {"score_names": score_names, "n_top": n_top, "fdr": fdr}
     columns |= model_columns(detector)
