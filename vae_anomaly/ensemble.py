@@ -253,8 +253,10 @@ class Ensemble:
     def members(self) -> Iterator[VAE]:
         """Each member as a VAE of its own, with copies of its tensors."""
         for index in range(self.n_estimators):
-            member = copy.deepcopy(self.skeleton).to_empty(device=self.device)
-            member.load_state_dict({name: value[index].detach() for name, value in self.tensors().items()})
+            member = copy.deepcopy(self.skeleton)
+            own = {name: value[index].detach().clone() for name, value in self.tensors().items()}
+            # Put in its place: to fill a network that has no memory, torch imports its compiler, for a second.
+            member.load_state_dict(own, assign=True)
             yield member
 
 

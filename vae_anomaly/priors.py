@@ -109,8 +109,9 @@ class VampPrior(Prior):
 
 
 def _draw(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    # Asked for no generator, torch on the meta device draws nothing; asked for None, it imports its compiler first.
-    return torch.randn(shape) if generator is None else torch.randn(shape, generator=generator)
+    drawn = torch.empty(shape)
+    # On the meta device nothing is drawn, and torch would import its compiler for it.
+    return drawn if drawn.is_meta else drawn.normal_(generator=generator)
 
 
 def _mixture(logits: Tensor, components: distributions.Normal) -> MixtureSameFamily:
