@@ -17,11 +17,11 @@ MAX_DISTANCES_AT_ONCE = 16_000_000
 GROUP = 8
 # Up to so many rows are no narrow factor of a product; see `_row_by_row`.
 FEW_ROWS = 32
-# So many least distances of groups are still in the cache, too, when the least of them is looked for; and with up to
-# eight entries, a product of a thousand rows takes twice as long as two of half of them.
-MAX_LEAST = 320_000
-# Rows come in multiples of so many.
+# With up to so many entries, a product of a thousand rows takes twice as long as two of half of them.
+FEW_ENTRIES = 8
+# Rows come in multiples of so many then, as many as leave the least distances of their groups in the cache.
 ROWS = 256
+MAX_LEAST = 320_000
 # So many groups make one of the groups among which the least is looked for.
 GROUPS = 32
 # Fewer numbers than this are gone through sooner than they are grouped.
@@ -132,7 +132,9 @@ def _row_by_row(constant: Tensor, points: Tensor, x: Tensor) -> Tensor:
 
 
 def _nearest_group(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
-    """The group of ``GROUP`` points that holds the nearest one; some of the rows at a time."""
+    """The group of ``GROUP`` points that holds the nearest one; of few entries, for some of the rows at a time."""
+    if x.shape[1] > FEW_ENTRIES:
+        return _by_tiles(x, points, counted, lengths)
     size = max(ROWS, MAX_LEAST * GROUP // len(points) // ROWS * ROWS)
     seen = torch.split(counted, size) if counted.ndim > 1 else itertools.repeat(counted)
     pairs = zip(torch.split(x, size), seen, strict=False)
