@@ -849,16 +849,18 @@ REGISTRIES = {
 }
 
 
-def modules_after(arguments, *candidates):
-    """Which of the candidates a command loads in a fresh interpreter."""
+def modules_after(arguments, *candidates, sentence=None):
+    """Which of the candidates a command loads in a fresh interpreter; it works, or fails with a ``sentence``."""
+    call = f"cli.main({arguments!r}, standalone_mode=False)"
+    if sentence is not None:
+        call = f"try: {call}\nexcept click.ClickException as error: print(error.format_message())"
     script = (
-        "import sys, click\nfrom vae_anomaly.cli import cli\n"
-        f"try: cli.main({arguments!r}, standalone_mode=False)\n"
-        "except click.ClickException as error: print(error.format_message())\n"
+        f"import sys, click\nfrom vae_anomaly.cli import cli\n{call}\n"
         f"print(*[name for name in {candidates!r} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout
+    assert sentence is None or sentence in done.stdout
     return done.stderr.split()
 
 
@@ -872,26 +874,26 @@ def test_help_of_a_verb_loads_nothing_heavy(verb):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "sentence"),
     [
-        ["fit", "normal.csv", "-o", "m.safetensors", "--prior", "elbow"],
-        ["fit", "nowhere.csv", "-o", "m.safetensors"],
-        ["fit", "normal.csv", "-o", "m.safetensors", "--label", "elbow"],
-        ["fit", "pair.csv", "-o", "m.safetensors"],
-        ["score", "nowhere.safetensors", "normal.csv"],
-        ["score", "normal.csv", "normal.csv"],
-        ["report", "MODEL", "nowhere.csv", "-o", "out"],
-        ["calibrate", "MODEL", "nowhere.csv", "-o", "m.safetensors"],
-        ["compare", "nowhere.csv", "--label", "anomaly"],
-        ["sample", "nowhere.safetensors"],
+        (["fit", "normal.csv", "-o", "m.safetensors", "--prior", "elbow"], "Unknown prior 'elbow'."),
+        (["fit", "nowhere.csv", "-o", "m.safetensors"], "nowhere.csv does not exist."),
+        (["fit", "normal.csv", "-o", "m.safetensors", "--label", "elbow"], "normal.csv has no column 'elbow'."),
+        (["fit", "pair.csv", "-o", "m.safetensors"], "pair.csv has more than one column named 'flow'"),
+        (["score", "nowhere.safetensors", "normal.csv"], "Model file 'nowhere.safetensors' does not exist."),
+        (["score", "normal.csv", "normal.csv"], "normal.csv is not a model file"),
+        (["report", "MODEL", "nowhere.csv", "-o", "out"], "nowhere.csv does not exist."),
+        (["calibrate", "MODEL", "nowhere.csv", "-o", "m.safetensors"], "nowhere.csv does not exist."),
+        (["compare", "nowhere.csv", "--label", "anomaly"], "nowhere.csv does not exist."),
+        (["sample", "nowhere.safetensors"], "Model file 'nowhere.safetensors' does not exist."),
     ],
 )
-def test_a_slip_is_answered_before_torch_is_loaded(model, arguments):
+def test_a_slip_is_answered_before_torch_is_loaded(model, arguments, sentence):
     """It takes seconds."""
     Path("pair.csv").write_text("flow,flow\n1,2\n", encoding="utf-8")
     mixed().to_csv("normal.csv", index=False)
     arguments = [str(model) if argument == "MODEL" else argument for argument in arguments]
-    assert modules_after(arguments, "torch", "sklearn") == []
+    assert modules_after(arguments, "torch", "sklearn", sentence=sentence) == []
 
 
 @pytest.mark.parametrize(("what", "module", "name"), [(what, *home) for what, home in REGISTRIES.items()])
