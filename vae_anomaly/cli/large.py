@@ -65,9 +65,7 @@ def open_large(
         if max_rows is not None:
             raise click.UsageError(f"--max-rows is for tables, and {path} holds images.")
         return None
-    if path == "-" or not os.path.exists(path):
-        return None
-    if max_rows is None and _fits(path, max_memory):
+    if path == "-" or (max_rows is None and _fits(path, max_memory)):
         return None
     from vae_anomaly.data.large import LargeTable
 
