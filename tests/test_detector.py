@@ -579,6 +579,14 @@ def test_number_of_samples(detector, n_samples):
     assert len(detector.sample(n_samples)) == n_samples
 
 
+@pytest.mark.parametrize("prior", PRIORS)
+def test_fewer_samples_than_members(prior):
+    detector = VAEDetector(**{**TINY, "n_estimators": 3}, prior=prior).fit(numbers())
+    drawn = detector.sample(2)
+    assert drawn.shape == (2, numbers().shape[1])
+    assert np.isfinite(drawn).all()
+
+
 def test_seeds_decide_samples(detector):
     first, again, other = (detector.sample(20, random_state=seed) for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(first, again)

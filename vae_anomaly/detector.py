@@ -702,13 +702,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_can_generate()
         Limits(Integral, 1).check("n_samples", n_samples)
         seed = seed_of(random_state)
-        blocks = np.array_split(np.arange(n_samples), self.ensemble_.n_estimators)
+        # A mixture can't be asked for no rows at all.
+        blocks = np.array_split(np.arange(n_samples), min(n_samples, self.ensemble_.n_estimators))
         draws = []
         # The distributions draw from the global generator of the CPU, whose state is left as it was; one thread at a
         # time, or the draws of one would be missing in another's.
         with _DRAWING, torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(seed)
-            for member, rows in zip(self.ensemble_.members(), blocks, strict=True):
+            for member, rows in zip(self.ensemble_.members(), blocks, strict=False):
                 vae = member.to("cpu")
                 draws.append(vae.decode(vae.pz().sample((len(rows),))).sample())
         decoded = self.schema_.decode(torch.cat(draws).numpy())
