@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vae_anomaly.fused import LearnedLayers, affine_maps, run_layers
+from vae_anomaly.fused import LearnedLayers, _Silu, _SiluAtOnce, affine_maps, run_layers
 from vae_anomaly.nets import Layers, linear, trunk
 from vae_anomaly.replay import Branch
 
@@ -93,3 +93,16 @@ def test_a_second_way_back_is_refused(networks, generator):
     back(pullback, out.clone())
     with pytest.raises(IndexError):
         back(pullback, out.clone())
+
+
+@pytest.mark.parametrize("may_overwrite", [False, True])
+def test_silu_is_the_same_by_its_gate_and_at_once(may_overwrite, generator):
+    """A processor goes one way, a GPU the other."""
+    h, g = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    inner = h.clone().requires_grad_()
+    wanted = torch.nn.functional.silu(inner)
+    (of_h,) = torch.autograd.grad(wanted, inner, g)
+    for silu in (_Silu(h), _SiluAtOnce(h)):
+        gate, out = silu(h.clone(), may_overwrite=may_overwrite)
+        torch.testing.assert_close(out, wanted)
+        torch.testing.assert_close(silu.back(g, gate, out), of_h)

@@ -72,6 +72,34 @@ def run_layers(steps: Sequence[str], x: Tensor, maps: Sequence[Affine]) -> Tenso
     return h
 
 
+class _Silu:
+    """h s(h), s being the sigmoid, and the way back by s, which is kept: a processor takes long to compute it again."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.one = torch.ones((), dtype=like.dtype, device=like.device)
+
+    def __call__(self, h: Tensor, *, may_overwrite: bool) -> tuple[Tensor, Tensor]:
+        """What is to be kept for the way back, and the output, which is to be kept, too."""
+        gate = torch.sigmoid(h)
+        return gate, h.mul_(gate) if may_overwrite else h * gate
+
+    def back(self, g: Tensor, gate: Tensor, out: Tensor) -> Tensor:
+        # The derivative of h s(h) is s + h s (1 - s): from the output, by the weight s, towards 1.
+        # Memory that was written a moment ago is faster than fresh memory.
+        return torch.lerp(out, self.one, gate, out=gate).mul_(g)
+
+
+class _SiluAtOnce(_Silu):
+    """The same, each way as one operation, from h: a GPU takes longer to begin one than to compute a sigmoid."""
+
+    def __call__(self, h: Tensor, *, may_overwrite: bool) -> tuple[Tensor, Tensor]:
+        return h, nn.functional.silu(h)
+
+    def back(self, g: Tensor, gate: Tensor, out: Tensor) -> Tensor:
+        of_h: Tensor = torch.ops.aten.silu_backward(g, gate)
+        return of_h
+
+
 class LearnedLayers:
     """The same of weights that are learned and stay where they are in memory: what comes out, and the way back.
 
@@ -99,7 +127,7 @@ class LearnedLayers:
     def __init__(self, steps: Sequence[str], weights: Sequence[Tensor]) -> None:
         self.steps, self.weights = tuple(steps), list(weights)
         self.maps = affine_maps([value.detach() for value in weights])
-        self.one = torch.ones((), dtype=weights[0].dtype, device=weights[0].device)
+        self.silu = (_SiluAtOnce if weights[0].device.type == "cuda" else _Silu)(weights[0])
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, "LayersPullback"]:
@@ -116,10 +144,9 @@ class LearnedLayers:
                     kept.append(h)
                 h = torch.baddbmm(bias, h, turned)
             elif step == "silu":
-                gate = torch.sigmoid(h)
                 # A residual branch needs its input once more.
-                h = h.mul_(gate) if before == "affine" else h * gate
-                kept += [gate, h]
+                kept += self.silu(h, may_overwrite=before == "affine")
+                h = kept[-1]
             elif step == "split":
                 skipped.append(h)
             else:
@@ -157,9 +184,7 @@ class LayersPullback:
                 g = torch.bmm(g, weight)
             elif step == "silu":
                 out, gate = kept.pop(), kept.pop()
-                # The derivative of h s(h) is s + h s (1 - s): from the output, by the weight s, towards 1.
-                # Memory that was written a moment ago is faster than fresh memory.
-                g = torch.lerp(out, self.layers.one, gate, out=gate).mul_(g)
+                g = self.layers.silu.back(g, gate, out)
             elif step == "join":
                 skipped.append(g)
             else:
