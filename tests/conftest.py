@@ -1,7 +1,13 @@
+import os
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported: without a GPU, its programs are interpreted.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture
@@ -11,16 +17,12 @@ def rng():
 
 @pytest.fixture
 def generator():
-    import torch
-
     return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
 def seeded_torch() -> Iterator[None]:
     """Torch's global generator at a fixed state: ``torch.distributions`` draw from it."""
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -29,8 +31,6 @@ def seeded_torch() -> Iterator[None]:
 @pytest.fixture
 def make_vae():
     """Factory of small VAEs whose parameters are all moved away from their initial values."""
-    import torch
-
     from vae_anomaly.vae import VAE
 
     def make(event_shape=(5,), latent_dim=2, *, seed=0, dtype=torch.float32, **options):

@@ -1,5 +1,6 @@
 """Which of many points is nearest."""
 
+import functools
 import itertools
 
 import torch
@@ -12,6 +13,10 @@ __all__ = ["half_squared_lengths", "nearest", "taken"]
 MAX_DISTANCES = 512_000
 # Enough to keep a GPU busy, few enough for a small one's memory, for each of the members.
 MAX_DISTANCES_AT_ONCE = 16_000_000
+# A GPU keeps none but the least where rows have so few entries. Triton compiles for a second, once: fewer distances are
+# not worth it.
+MAX_FUSED = 64
+MIN_FUSED = 1 << 24
 # The least of a group takes a quarter of the time that finding its place takes, so the place is looked for in the group
 # with the least distance alone, where differences also settle what rounding leaves open.
 GROUP = 8
@@ -67,6 +72,10 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: 
     counted = torch.ones_like(points[0]) if observed is None else observed
     if lengths is None and counted.ndim == 1:
         lengths = half_squared_lengths(points, counted)
+    if x.device.type == "cuda" and _is_fused(x, points, holed=lengths is None):
+        from vae_anomaly.fused_search import fused_nearest
+
+        return fused_nearest(x, points, counted, lengths, GROUP)
     if x.device.type == "cuda":
         best = _nearest_on_gpu(x, points, counted, lengths) // GROUP
     elif x.shape[-2] <= FEW_ROWS:
@@ -96,6 +105,24 @@ def taken(points: Tensor, places: Tensor) -> Tensor:
         return points.index_select(0, places.flatten()).reshape(*places.shape, -1)
     own = torch.arange(len(points), device=points.device)
     return points[own.reshape(-1, *(1 for _ in places.shape[1:])), places]
+
+
+def _is_fused(x: Tensor, points: Tensor, *, holed: bool) -> bool:
+    (n_rows, n_entries), n_points = x.shape[-2:], points.shape[-2]
+    return n_entries <= MAX_FUSED and n_rows * n_points >= MIN_FUSED and _fuses(x.device, n_entries, holed)
+
+
+@functools.cache
+def _fuses(device: torch.device, n_entries: int, holed: bool) -> bool:
+    """Whether Triton is there, finds a compiler, and knows this GPU."""
+    row = torch.zeros(1, n_entries, device=device)
+    try:
+        from vae_anomaly.fused_search import fused_nearest
+
+        fused_nearest(row, row, row, None if holed else row[:, 0], GROUP)
+    except Exception:  # Whatever it is, there is another way.
+        return False
+    return True
 
 
 def _nearest_on_gpu(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:
