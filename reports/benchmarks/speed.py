@@ -246,8 +246,8 @@ def in_one_thread() -> AbstractContextManager[None]:
 
 
 def one_by_one() -> AbstractContextManager[None]:
-    """The same, and a GPU told each operation by itself: nobody counts what it replays."""
-    never = {"replay.N_WARM": sys.maxsize, "replayed_blocks.N_BEFORE": sys.maxsize}
+    """The same, and a GPU told each operation by itself: nobody counts what it replays, or what Triton compiled."""
+    never = {"replay.N_WARM": sys.maxsize, "replayed_blocks.N_BEFORE": sys.maxsize, "neighbours.MAX_FUSED": 0}
     return constants({"scoring.side_by_side": map, **never})
 
 
