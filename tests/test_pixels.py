@@ -5,6 +5,7 @@ from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.errors import DataError
 from vae_anomaly.heat_maps import anomaly_maps, colour_scale
 from vae_anomaly.pixels import PixelSchema, is_images, pixels
+from vae_anomaly.scores import scores_for
 
 SMALL = {"max_steps": 60, "n_estimators": 2, "hidden": (16,), "latent_dim": 4}
 
@@ -136,9 +137,24 @@ def test_images_of_one_colour_can_be_scaled():
     assert schema.scale == (1 / 255,)
 
 
-def test_undecodable_images_teach_nothing():
+@pytest.mark.parametrize("scaling", ["standard", "unit"])
+def test_undecodable_images_teach_nothing(scaling):
     with pytest.raises(DataError, match="None of the images can be decoded"):
-        PixelSchema.infer(np.full((4, 1, 3, 3), np.nan, np.float32), scaling="standard")
+        PixelSchema.infer(np.full((4, 1, 3, 3), np.nan, np.float32), scaling=scaling)
+
+
+@pytest.mark.parametrize("writeable", [False, True])
+def test_pixels_that_stay_as_they_are_are_read_where_they_are(writeable):
+    images = pixels(discs(60))
+    images.flags.writeable = writeable
+    before = images.copy()
+    encoded = PixelSchema.infer(images, scaling="unit").encode(images)
+    assert np.shares_memory(encoded, images) == writeable
+    detector = VAEDetector(likelihood="bernoulli", **SMALL).fit(images)
+    for name in scores_for(images=True):
+        detector.anomaly_score(images, score_name=name)
+    detector.explain(images)
+    np.testing.assert_array_equal(images, before)
 
 
 @pytest.mark.parametrize(("given", "sentence"), [

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -173,21 +173,27 @@ class PixelSchema(ImageSchema):
         channels, height, width = images.shape[1:]
         shape: Shape = channels, height, width
         rows = np.arange(len(images)) if rows is None else rows
-        n, center = _channel_means(images, rows, lambda part: part)
-        if not n:
+        if not any(len(known) for known in _decoded(images, rows)):
             raise DataError("None of the images can be decoded, so there is nothing to learn from.")
         if scaling == "unit":
-            return cls(shape, (0.0,) * shape[0], (1.0,) * shape[0])
+            return cls(shape, (0.0,) * channels, (1.0,) * channels)
+        center = _channel_means(images, rows, lambda part: part)
         middle = center[:, None, None]
-        spread = np.sqrt(_channel_means(images, rows, lambda part: (part - middle) ** 2)[1])
+        spread = np.sqrt(_channel_means(images, rows, lambda part: (part - middle) ** 2))
         # Of images of one colour, a step of 8-bit pixels is all there is to measure by.
         scale = np.maximum(spread, 1 / 255)
         return cls(shape, tuple(map(float, center)), tuple(map(float, scale)))
 
     def encode(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rows of scaled pixels, shape (n, n_features); NaN throughout for an image that could not be decoded."""
+        """Rows of scaled pixels, shape (n, n_features); NaN throughout for an image that could not be decoded.
+
+        Where pixels stay as they are, in the memory of the images.
+        """
         if images.shape[1:] != self.shape:
             raise DataError(f"Images of shape {images.shape[1:]} were given, and the model knows {self.shape}.")
+        # What can't be written to would be no array for torch.
+        if images.flags.writeable and not any(self.center) and set(self.scale) == {1.0}:
+            return images.reshape(len(images), self.n_features).astype(np.float32, copy=False)
         center, scale = (np.array(part, dtype=np.float32)[:, None, None] for part in (self.center, self.scale))
         rows = empty_like_source(images, (len(images), self.n_features))
         for block in blocks(len(images), self.n_features):
@@ -230,14 +236,19 @@ class PixelSchema(ImageSchema):
         return cls(shape, center, scale)
 
 
-def _channel_means(
-    images: NDArray[np.float32], rows: NDArray[np.intp], function: Callable[[NDArray[Any]], NDArray[Any]]
-) -> tuple[int, NDArray[np.float64]]:
-    """Number of images without a hole, and the mean of a function of their pixels, by channel."""
-    n, sums = 0, np.zeros(images.shape[1])
+def _decoded(images: NDArray[np.float32], rows: NDArray[np.intp]) -> Iterator[NDArray[np.float32]]:
+    """Those of the images in these rows that have no hole, some at a time."""
     for block in blocks(len(rows), math.prod(images.shape[1:])):
         part = images[rows[block]]
-        known = part[~np.isnan(part).any(axis=(1, 2, 3))]
+        yield part[~np.isnan(part).any(axis=(1, 2, 3))]
+
+
+def _channel_means(
+    images: NDArray[np.float32], rows: NDArray[np.intp], function: Callable[[NDArray[Any]], NDArray[Any]]
+) -> NDArray[np.float64]:
+    """Mean of a function of the pixels of images without a hole, by channel."""
+    n, sums = 0, np.zeros(images.shape[1])
+    for known in _decoded(images, rows):
         n += len(known)
         sums += function(known).sum(axis=(0, 2, 3), dtype=np.float64)
-    return n, sums / max(1, n * math.prod(images.shape[2:]))
+    return sums / max(1, n * math.prod(images.shape[2:]))
