@@ -91,15 +91,17 @@ def test_searches_may_be_mapped_over_members(holed, shared, tables):
 
 
 def test_no_gradient_passes_the_search(tables):
-    x, points, of_all, _ = (value[0].to(DEVICE) for value in tables)
-    lengths = half_squared_lengths(points, of_all[0])
+    x, points, of_all, _ = (value.to(DEVICE) for value in tables)
+    lengths, counted = lengths_of(points, of_all), of_all[:, 0]
 
-    def distance(x):
-        place = search(x.detach(), points, of_all[0], lengths)
-        return ((x - points[place]) * of_all).square().sum()
+    def distance(x, points, counted, lengths):
+        place = search(x.detach(), points, counted, lengths)
+        return ((x - points[place]) * counted).square().sum()
 
-    place = search(x, points, of_all[0], lengths)
-    torch.testing.assert_close(torch.func.grad(distance)(x), 2 * (x - points[place]) * of_all)
+    place = torch.func.vmap(search)(x, points, counted, lengths)
+    nearest_points = torch.stack([own[there] for own, there in zip(points, place, strict=True)])
+    found = torch.func.vmap(torch.func.grad(distance))(x, points, counted, lengths)
+    torch.testing.assert_close(found, 2 * (x - nearest_points) * of_all)
 
 
 def test_a_point_far_out_does_not_hide_a_near_one():

@@ -40,7 +40,7 @@ def part(lines: Sequence[Line]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
     threads = sorted({line["machine"]["threads"] for line in lines})
     page = [f"{' or '.join(map(str, threads))} threads; {versions}.", ""]
-    once = dict.fromkeys(line["section"] for line in lines if line.get("pairs") == 1)
+    once = _run_once(lines)
     if once:
         page += [f"Run once, by each side: {', '.join(once)}.", ""]
     for section, (title, columns) in TABLES.items():
@@ -51,6 +51,17 @@ def part(lines: Sequence[Line]) -> list[str]:
         page += [_row([_shown(line.get(key), style) for _, key, style in columns]) for line in own]
         page += [*_overall(section, own), ""]
     return page[:-1] + _profiles([line for line in lines if line["section"] == "limit"])
+
+
+def _run_once(lines: Sequence[Line]) -> list[str]:
+    """Sections, or the cases of them, that are no median of several runs."""
+    found = []
+    for section in dict.fromkeys(line["section"] for line in lines):
+        own = [line for line in lines if line["section"] == section]
+        single = [line["name"] for line in own if line.get("pairs") == 1]
+        if single:
+            found.append(section if len(single) == len(own) else f"{section} ({'; '.join(single)})")
+    return found
 
 
 def missing(own: Sequence[Line], lines: Sequence[Line]) -> list[str]:
@@ -194,18 +205,15 @@ def plot(lines: Sequence[Line]) -> Figure:
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots(2, 3, sharey="row")
     for column, what in enumerate(("rows", "columns", "members")):
-        for device in dict.fromkeys(line["device"] for line in lines):
-            own = [
-                line
-                for line in lines
-                if (line["section"], line["device"]) == ("growth", device) and line["name"].endswith(what)
-            ]
+        grown = [line for line in lines if line["section"] == "growth" and line["name"].endswith(what)]
+        for processor in dict.fromkeys(line["processor"] for line in grown):
+            own = [line for line in grown if line["processor"] == processor]
             own.sort(key=lambda line: line[what])
             for row, (key, label) in enumerate(
                 (("fit_seconds", "fit, s"), ("score_rows_per_second", "rows scored / s"))
             ):
                 ax = axes[row, column]
-                ax.loglog([line[what] for line in own], [line[key] for line in own], "o-", label=device)
+                ax.loglog([line[what] for line in own], [line[key] for line in own], "o-", label=processor)
                 ax.grid(alpha=0.3)
                 if column == 0:
                     ax.set_ylabel(label)
