@@ -28,7 +28,8 @@ TABLE = {
     "fused": {"replay"},
     "memory": set(),
     "in_parts": {"errors", "scratch"},
-    "neighbours": set(),
+    "fused_search": set(),
+    "neighbours": {"fused_search"},
     "number_texts": set(),
     "pipeline": set(),
     "workers": {"pipeline"},
@@ -220,8 +221,8 @@ TABLE = {
 }  # fmt: skip
 
 TORCH_LAYER = (
-    "backbones", "filters", "fused", "nets", "likelihoods", "patch_grid", "priors", "vae", "ensemble", "scores",
-    "optimizer", "training", "augment", "streaming", "products", "replay", "replayed_steps", "supply",
+    "backbones", "filters", "fused", "fused_search", "nets", "likelihoods", "patch_grid", "priors", "vae", "ensemble",
+    "scores", "optimizer", "training", "augment", "streaming", "products", "replay", "replayed_steps", "supply",
 )  # fmt: skip
 FREE_OF_TORCH = (
     "errors", "atomic", "thresholds", "label_thresholds", "metrics", "report", "preprocessing", "persistence",
