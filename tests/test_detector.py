@@ -13,10 +13,10 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tables import TINY, holed, mixed, numbers
 
-from vae_anomaly import detector as detector_module
 from vae_anomaly import inputs, scratch
-from vae_anomaly.detector import VAEDetector, _generator, load
+from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.errors import CalibrationWarning, DataError, PosteriorCollapseWarning
+from vae_anomaly.fitting import generator_of
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
@@ -358,7 +358,7 @@ def test_every_row_of_a_small_table_is_calibrated_by_the_member_that_did_not_see
     X = numbers(300)
     detector = VAEDetector(**{**TINY, "n_estimators": 6}).fit(X)
     assert detector.n_rows_ == {"train": 300, "calibration": 300}
-    order = torch.randperm(300, generator=_generator(0, 6)).numpy()
+    order = torch.randperm(300, generator=generator_of(0, 6)).numpy()
     found = []
     for member, vae in enumerate(detector.ensemble_.members()):
         fold = torch.from_numpy(detector.schema_.encode(pd.DataFrame(X[order[50 * member : 50 * (member + 1)]])))
@@ -844,7 +844,7 @@ def test_nobody_who_stops_a_fit_waits_for_hashes(monkeypatch):
         stopped.set()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(detector_module, "row_hashes", slowly)
+    monkeypatch.setattr("vae_anomaly.fitting.row_hashes", slowly)
     with pytest.raises(KeyboardInterrupt):
         VAEDetector(**TINY).fit(X, on_check=stop)
     assert hashed == [SCORING_BATCH]

@@ -144,7 +144,7 @@ def test_groups_are_saved(grouped, tmp_path):
 
 
 def test_too_few_rows_of_a_group_are_refused_before_training(monkeypatch):
-    monkeypatch.setattr(VAEDetector, "_train", None)
+    monkeypatch.setattr("vae_anomaly.detector.fit_ensemble", None)
     X, _ = machines(400)
     with pytest.raises(DataError, match=r"Group 'b' of 'group' has \d calibration rows, and fpr=0.1 needs at least 9"):
         VAEDetector(**TINY, fpr=0.1).fit(X, groups=["a"] * 395 + ["b"] * 5)

@@ -121,10 +121,15 @@ TABLE = {
         "backbones", "errors", "features", "in_parts", "inputs", "likelihoods", "parameters", "pixels", "planning",
         "preprocessing", "pretrained", "tiles",
     },
+    "calibration": {"errors", "groups", "label_thresholds", "splitting", "tails", "thresholds"},
+    "fitting": {
+        "ensemble", "errors", "memory", "parameters", "planning", "products", "row_hashes", "scores", "scoring",
+        "scratch", "splitting", "streaming", "training",
+    },
     "detector": {
-        "encoding", "ensemble", "errors", "features", "groups", "in_parts", "inputs", "label_thresholds", "memory",
-        "model_state", "parameters", "pixels", "planning", "products", "row_hashes", "schemas", "scores", "scoring",
-        "scratch", "splitting", "streaming", "tails", "thresholds", "tiles", "training", "vae",
+        "calibration", "encoding", "errors", "features", "fitting", "groups", "in_parts", "inputs",
+        "label_thresholds", "model_state", "parameters", "pixels", "planning", "row_hashes", "schemas", "scores",
+        "scoring", "splitting", "thresholds", "tiles", "training", "vae",
     },
     "predictions": {"data", "discoveries", "errors", "groups", "number_texts"},
     # Scoring of tables of any size.

@@ -1,17 +1,13 @@
 """VAEDetector: the scikit-learn estimator that ties training, scores and thresholds together."""
 
 import copy
-import hashlib
 import itertools
-import math
 import os
 import threading
-import warnings
 from collections.abc import Callable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -21,49 +17,44 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from vae_anomaly import model_state
+from vae_anomaly.calibration import (
+    Calibration,
+    calibrated,
+    chosen_on_labels,
+    first_calibration,
+    groups_of,
+    split_to_calibrate,
+)
 from vae_anomaly.encoding import encode_rows
-from vae_anomaly.ensemble import Ensemble
-from vae_anomaly.errors import CalibrationWarning, PosteriorCollapseWarning, look_up
+from vae_anomaly.errors import look_up
 from vae_anomaly.features import FeatureSchema
-from vae_anomaly.groups import Groups, RowGroups, row_groups
+from vae_anomaly.fitting import fit_ensemble, generator_of, map_calibration, marks_of
+from vae_anomaly.groups import row_groups
 from vae_anomaly.in_parts import TableInParts
 from vae_anomaly.inputs import to_fit, to_score
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
-from vae_anomaly.memory import fits
 from vae_anomaly.parameters import Limits, check_params, check_precision, find_device, seed_of
 from vae_anomaly.pixels import ImageSchema, PixelSchema
 from vae_anomaly.planning import (
-    architecture,
-    build_vae,
     check_score,
     default_score,
-    n_held_out_references,
-    n_references,
     n_share_rows,
-    training_plan,
     with_changed_copies,
 )
-from vae_anomaly.products import multiplied
 from vae_anomaly.row_hashes import overlap, row_hashes, sketch
 from vae_anomaly.schemas import check_table, infer_schema
 from vae_anomaly.scores import (
-    AVERAGED,
-    IMAGE_REFERENCES,
-    REFERENCES,
     SCORES,
     Score,
     scores_for,
     shares,
     with_shares,
 )
-from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, block_size, by_blocks, has_holes, map_folds, map_rows
-from vae_anomaly.scratch import blocks, on_disk
-from vae_anomaly.splitting import Split, leave_out_entries, rows_to_fit, split_rows
-from vae_anomaly.streaming import RowsOnDisk
-from vae_anomaly.tails import excess_rows_needed
-from vae_anomaly.thresholds import THRESHOLDS, check_fpr, or_extrapolate, p_values
+from vae_anomaly.scoring import IMPUTATION_STEPS, SCORING_BATCH, by_blocks, has_holes, map_rows
+from vae_anomaly.splitting import Split
+from vae_anomaly.thresholds import p_values
 from vae_anomaly.tiles import TileSchema
-from vae_anomaly.training import OnCheck, active_units, train
+from vae_anomaly.training import OnCheck
 from vae_anomaly.vae import VAE
 
 __all__ = ["VAEDetector", "load"]
@@ -332,12 +323,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.from_frame_ = isinstance(X, pd.DataFrame | TableInParts)
         check_table(self, frame)
         self.seed_ = seed_of(self.random_state)
-        generators = [_generator(self.seed_, member) for member in range(self.n_estimators + 1)]
-        split = self._split(len(frame), generators)
+        generators = [generator_of(self.seed_, member) for member in range(self.n_estimators + 1)]
+        split = split_to_calibrate(self.threshold, self.fpr, len(frame), generators)
         rows = None if groups is None else row_groups(groups, len(frame)).take(split.calibration)
         if rows is not None:
             # Before the training, which takes long.
-            _by_group(rows, self.threshold, self.fpr)
+            groups_of(rows, self.threshold, self.fpr)
         self.schema_ = infer_schema(self, frame, split.fitted)
         check_score(self.score_name, self.schema_)
         encoded = frame.encode(self.schema_) if isinstance(frame, TableInParts) else encode_rows(self.schema_, frame)
@@ -346,16 +337,17 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         unwanted = threading.Event()
         with ThreadPoolExecutor(1) as aside:
             # Of images this takes a third of what a GPU takes to train, and asks for nothing that it makes.
-            marks = aside.submit(_marks, encoded, split, unwanted)
+            marks = aside.submit(marks_of, encoded, split, unwanted)
             try:
-                self._train(*learned, generators, on_check)
+                fitted = fit_ensemble(self, *learned, generators, on_check)
             except BaseException:
                 unwanted.set()
                 raise
+        self.ensemble_, self.eps_, self.architecture_, self.history_, self.active_units_ = fitted
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
         scores = self._calibration_map(self._score_function(self._score()), encoded, split)
         scores[by_blocks(_is_empty, encoded, split.calibration)] = np.nan
-        self._set_first_threshold(scores, split, rows)
+        self._set_calibration(first_calibration(scores, self.threshold, self.fpr, rows, split))
         self.fingerprint_, self.row_hashes_ = marks.result()
         self.usual_shares_ = self._usual_shares(encoded, split)
         self.notes_: dict[str, Any] = {}
@@ -367,70 +359,6 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """:meth:`fit`, then :meth:`predict` of the same rows by the thresholds of their groups."""
         return self.fit(X, y, groups=groups, on_check=on_check).predict(X, groups=groups)
 
-    def _split(self, n_rows: int, generators: list[torch.Generator]) -> Split:
-        """Which rows each member trains on, and which rows the threshold is computed from."""
-        needed = THRESHOLDS[self.threshold].rows_needed(self.fpr)
-        split = split_rows(n_rows, needed, generators)
-        if not split.enough:
-            warnings.warn(
-                f"fpr={self.fpr} needs at least {needed} calibration rows, and these {n_rows} rows can't give them. "
-                f"No row will be flagged until calibrate() gets {needed} normal rows. Or fit on at least "
-                f"{rows_to_fit(needed, self.n_estimators)} rows, or raise fpr{self._or_extrapolate(n_rows)}.",
-                CalibrationWarning,
-                stacklevel=3,
-            )
-        return split
-
-    def _or_extrapolate(self, n_rows: int) -> str:
-        enough = rows_to_fit(excess_rows_needed(self.fpr), self.n_estimators) <= n_rows
-        return or_extrapolate(n_rows, self.fpr) if enough and self.threshold == "conformal" else ""
-
-    def _train(
-        self, encoded: NDArray[np.float32], split: Split, generators: list[torch.Generator], on_check: OnCheck | None
-    ) -> None:
-        device, n_parts = find_device(self.device), self.schema_.n_parts
-        encoded, split = encoded.reshape(len(encoded) * n_parts, -1), split.parts(n_parts, generators[:-1])
-        x = torch.from_numpy(encoded)
-        rest = torch.from_numpy(split.fitted)
-        self.architecture_: dict[str, Any] = architecture(self, self.schema_, x, split)
-        members = [build_vae(self, self.schema_, self.architecture_, generator) for generator in generators[:-1]]
-        for member, generator in zip(members, generators, strict=False):
-            some = rest[torch.randint(len(rest), (member.prior.n_components,), generator=generator)]
-            member.prior.start_from(x[some])
-        self.ensemble_ = Ensemble(members).to(device)
-        self.eps_ = torch.randn(self.n_mc, 1, self.architecture_["latent_dim"], generator=generators[-1])
-        # What does not fit stays where it is, and answers to the same indices.
-        stays = on_disk(encoded) or not fits(encoded.nbytes, device)
-        x = cast(torch.Tensor, RowsOnDisk(encoded, device)) if stays else x.to(device)
-        train_rows, held_out_rows = split.train.to(device), split.held_out.to(device)
-        plan = training_plan(self, self.schema_, x.shape[1], train_rows.shape[1])
-        self.history_ = train(self.ensemble_, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
-        compared = leave_out_entries(x.shape[1], self.n_estimators, generators[-1])
-        self.ensemble_.buffers["compared"] = compared.to(device)
-        few, fewer = n_references(x.shape[1], n_parts), n_held_out_references(x.shape[1], n_parts, self.n_mc)
-        with multiplied(device):
-            self._fill_references(x[train_rows[:, :few]], x[held_out_rows[:, :fewer]])
-
-    @torch.no_grad()
-    def _fill_references(self, train_x: torch.Tensor, held_out_x: torch.Tensor) -> None:
-        ensemble = self.ensemble_.told(imputation_steps=IMPUTATION_STEPS if self.architecture_["mask_input"] else 0)
-        eps = self.eps_.to(train_x.device)
-        for fill in (*REFERENCES, *(IMAGE_REFERENCES if ensemble.skeleton.picture else ())):
-            filled = ensemble.map(fill, train_x, held_out_x, eps, in_dims=(0, 0, None))
-            for name in filled.keys() & set(AVERAGED):
-                # A fold of a small table says little about where scores usually lie; all folds together say more.
-                filled[name] = filled[name].mean(dim=0, keepdim=True).expand_as(filled[name])
-            # As a model file gives them back: a product with a transposed matrix may differ in the last bit.
-            ensemble.buffers.update({name: values.contiguous() for name, values in filled.items()})
-        self.active_units_ = ensemble.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
-        if (self.active_units_ == 0).any():
-            warnings.warn(
-                f"Posterior collapse: {int((self.active_units_ == 0).sum())} of {self.n_estimators} members ignore "
-                "their latent variables, so they see each column on its own. Lower beta or raise warmup.",
-                PosteriorCollapseWarning,
-                stacklevel=4,
-            )
-
     def _calibration_map(
         self,
         function: Callable[..., torch.Tensor],
@@ -438,20 +366,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         split: Split,
         at_once: int | None = None,
     ) -> Floats:
-        """``function`` of the calibration rows, each by the members that did not see it."""
         n_parts = self.schema_.n_parts
-        if split.aside is not None:
-            return by_blocks(
-                lambda part: self._map_rows(function, part, at_once=at_once), encoded, split.aside, n_parts
-            )
-        folds, n_entries = split.held_out.numpy(), encoded.shape[1]
-        parts = blocks(folds.shape[1], len(folds) * n_entries, multiple=block_size(n_entries, n_parts))
-        found = [
-            map_folds(self.ensemble_, self.eps_, function, encoded[folds[:, part]], n_parts=n_parts, at_once=at_once)
-            for part in parts
-        ]
-        results = np.concatenate(found, axis=1)
-        return results[: split.n_folds].reshape(-1, *results.shape[2:])
+        return map_calibration(self.ensemble_, self.eps_, function, encoded, split, n_parts=n_parts, at_once=at_once)
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
         n_rows, at_once = n_share_rows(encoded.shape[1])
@@ -459,45 +375,11 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual
 
-    def _set_first_threshold(self, scores: Floats, split: Split, rows: RowGroups | None) -> None:
-        """Threshold of the rows that came with the fit. A rule that refuses them costs the threshold, not the fit."""
-        out_of_fold = split.aside is None
-        try:
-            self._set_threshold(scores, self.threshold, self.fpr, rows, strict=split.enough, out_of_fold=out_of_fold)
-        except ValueError as error:
-            warnings.warn(f"{error} No row will be flagged until calibrate().", CalibrationWarning, stacklevel=3)
-            self._set_threshold(scores, self.threshold, self.fpr, None, strict=False, out_of_fold=out_of_fold)
-
-    def _set_threshold(
-        self,
-        scores: Floats,
-        threshold: str,
-        fpr: float,
-        rows: RowGroups | None,
-        *,
-        strict: bool,
-        out_of_fold: bool = False,
-    ) -> None:
-        # Everything that may fail comes before the first change of state.
-        order = np.argsort(scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
-        scores = scores[order]
-        rule, fpr = look_up("threshold", threshold, THRESHOLDS), check_fpr(fpr)
-        beyond = rule.extrapolation(scores, fpr) if strict and rule.extrapolation else None
-        value = beyond.threshold if beyond else rule.function(scores, fpr) if strict else math.inf
-        groups = None if rows is None else _by_group(rows.take(order), threshold, fpr)
-        by_group = (
-            {} if groups is None or not strict else groups.thresholds(scores, lambda own: rule.function(own, fpr))
-        )
-        self.calibration_scores_, self.threshold_, self.offset_ = scores, value, -value
-        self.groups_, self.group_thresholds_ = groups, by_group
-        self.threshold_rule_: dict[str, Any] = {
-            "name": threshold,
-            "fpr": fpr,
-            "out_of_fold": out_of_fold,
-            "parameters": {},
-            "extrapolation": asdict(beyond) if beyond else None,
-            "labels": None,
-        }
+    def _set_calibration(self, calibration: Calibration) -> None:
+        self.calibration_scores_, self.threshold_ = calibration.scores, calibration.threshold
+        self.offset_ = -calibration.threshold
+        self.groups_, self.group_thresholds_ = calibration.groups, calibration.group_thresholds
+        self.threshold_rule_: dict[str, Any] = calibration.rule
 
     def calibrate(self, X: Any, *, threshold: str | None = None, fpr: float | None = None, groups: Any = None) -> Self:
         """New threshold from further normal data; the weights stay as they are.
@@ -527,7 +409,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         threshold = last["name"] if threshold is None else threshold
         encoded = self._encode(X)
         rows = None if groups is None else row_groups(groups, len(encoded))
-        self._set_threshold(self._scores(encoded, self._score()), threshold, fpr, rows, strict=True)
+        self._set_calibration(calibrated(self._scores(encoded, self._score()), threshold, fpr, rows))
         hashes = by_blocks(row_hashes, encoded)
         self.row_hashes_ = {**self.row_hashes_, "calibration": sketch(hashes), "labels": sketch(hashes[:0])}
         return self
@@ -561,25 +443,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         labels, scores = np.asarray(y), self._scores(encoded, self._score())
         if labels.shape != scores.shape:
             raise ValueError(f"y has shape {labels.shape}, expected one label for each of the {len(scores)} rows of X.")
-        labels, scores = labels[~np.isnan(scores)], scores[~np.isnan(scores)]
-        value = known.function(labels, scores, **parameters)
-        flagged = scores > value
+        out_of_fold = self.threshold_rule_["out_of_fold"]
+        value, said = chosen_on_labels(labels, scores, rule, parameters, out_of_fold=out_of_fold)
         self.threshold_, self.offset_ = value, -value
         self.group_thresholds_ = {}
         self.row_hashes_ = {**self.row_hashes_, "labels": sketch(row_hashes(encoded))}
-        self.threshold_rule_ = {
-            "name": rule,
-            "fpr": parameters.pop("fpr", None),
-            "out_of_fold": self.threshold_rule_["out_of_fold"],
-            "parameters": parameters,
-            "extrapolation": None,
-            "labels": {
-                "n_normal": int((labels == 0).sum()),
-                "n_anomalies": int((labels == 1).sum()),
-                "normal_flagged": int(flagged[labels == 0].sum()),
-                "anomalies_flagged": int(flagged[labels == 1].sum()),
-            },
-        }
+        self.threshold_rule_ = said
         return self
 
     # -- scoring ------------------------------------------------------------------------------------------------------
@@ -908,50 +777,8 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "auto") -
     return detector
 
 
-def _by_group(rows: RowGroups, threshold: str, fpr: float) -> Groups:
-    """Groups of the calibration rows, or an error if a rule can't give each of them a threshold."""
-    rule = look_up("threshold", threshold, THRESHOLDS)
-    if rule.extrapolation is not None:
-        raise ValueError(f"The threshold {threshold!r} does not go by group. Use 'conformal' or 'quantile'.")
-    groups = Groups.of(rows)
-    groups.check_enough(rule.rows_needed(fpr), fpr)
-    return groups
-
-
-def _marks(
-    encoded: NDArray[np.float32], split: Split, unwanted: threading.Event
-) -> tuple[str, dict[str, NDArray[np.uint64]]]:
-    """By what the rows of a fit are known again: all of them together, and each of them by what it is for.
-
-    A part of them at a time, so that nobody who wants them no longer has to wait.
-    """
-
-    def wanted(part: NDArray[np.float32]) -> NDArray[np.float32]:
-        if unwanted.is_set():
-            raise CancelledError
-        return part
-
-    def hashed(rows: NDArray[np.intp]) -> NDArray[np.uint64]:
-        return sketch(by_blocks(lambda part: row_hashes(wanted(part)), encoded, rows))
-
-    fingerprint = hashlib.sha256()
-    for part in blocks(*encoded.shape):
-        fingerprint.update(np.ascontiguousarray(wanted(encoded[part])).data)
-    return fingerprint.hexdigest(), {
-        "training": hashed(split.fitted),
-        "calibration": hashed(split.calibration),
-        "labels": sketch(row_hashes(encoded[:0])),
-    }
-
-
 def _is_empty(encoded: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Rows without any value."""
     if not has_holes(encoded):
         return np.zeros(len(encoded), dtype=bool)
     return np.asarray(np.isnan(encoded).all(axis=1))
-
-
-def _generator(seed: int, member: int) -> torch.Generator:
-    """Generator of one member, independent of those of its siblings."""
-    state = np.random.SeedSequence([seed, member]).generate_state(1, dtype=np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> 1))

@@ -1,0 +1,175 @@
+"""An ensemble learned from encoded rows, and what it makes of rows that it did not learn from."""
+
+import hashlib
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.errors import PosteriorCollapseWarning
+from vae_anomaly.memory import fits
+from vae_anomaly.parameters import find_device
+from vae_anomaly.planning import architecture, build_vae, n_held_out_references, n_references, training_plan
+from vae_anomaly.products import multiplied
+from vae_anomaly.row_hashes import row_hashes, sketch
+from vae_anomaly.scores import AVERAGED, IMAGE_REFERENCES, REFERENCES
+from vae_anomaly.scoring import IMPUTATION_STEPS, block_size, by_blocks, map_folds, map_rows
+from vae_anomaly.scratch import blocks, on_disk
+from vae_anomaly.splitting import Split, leave_out_entries
+from vae_anomaly.streaming import RowsOnDisk
+from vae_anomaly.training import History, OnCheck, active_units, train
+
+if TYPE_CHECKING:
+    from vae_anomaly.detector import VAEDetector
+
+__all__ = ["Fitted", "fit_ensemble", "generator_of", "map_calibration", "marks_of"]
+
+Floats = NDArray[np.float64]
+
+
+class Fitted(NamedTuple):
+    """What training leaves."""
+
+    ensemble: Ensemble
+    eps: torch.Tensor
+    """Base samples of all scores, shape (n_mc, 1, latent_dim)."""
+    architecture: dict[str, Any]
+    history: History
+    active_units: NDArray[np.int64]
+    """Number of latent variables in use, of each member."""
+
+
+def generator_of(seed: int, member: int) -> torch.Generator:
+    """Generator of one member, independent of those of its siblings."""
+    state = np.random.SeedSequence([seed, member]).generate_state(1, dtype=np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
+
+
+def fit_ensemble(
+    detector: "VAEDetector",
+    encoded: NDArray[np.float32],
+    split: Split,
+    generators: list[torch.Generator],
+    on_check: OnCheck | None,
+) -> Fitted:
+    """Members by the parameters and the schema of a detector, which stays as it is.
+
+    Parameters
+    ----------
+    detector : VAEDetector
+    encoded : ndarray of shape (n_samples, n_entries)
+    split : Split
+    generators : list of torch.Generator
+        One for each member and one for all.
+    on_check : callable, optional
+        Told of the progress.
+    """
+    device, schema, n_parts = find_device(detector.device), detector.schema_, detector.schema_.n_parts
+    encoded, split = encoded.reshape(len(encoded) * n_parts, -1), split.parts(n_parts, generators[:-1])
+    x = torch.from_numpy(encoded)
+    rest = torch.from_numpy(split.fitted)
+    built = architecture(detector, schema, x, split)
+    members = [build_vae(detector, schema, built, generator) for generator in generators[:-1]]
+    for member, generator in zip(members, generators, strict=False):
+        some = rest[torch.randint(len(rest), (member.prior.n_components,), generator=generator)]
+        member.prior.start_from(x[some])
+    ensemble = Ensemble(members).to(device)
+    eps = torch.randn(detector.n_mc, 1, built["latent_dim"], generator=generators[-1])
+    # What does not fit stays where it is, and answers to the same indices.
+    stays = on_disk(encoded) or not fits(encoded.nbytes, device)
+    x = cast(torch.Tensor, RowsOnDisk(encoded, device)) if stays else x.to(device)
+    train_rows, held_out_rows = split.train.to(device), split.held_out.to(device)
+    plan = training_plan(detector, schema, x.shape[1], train_rows.shape[1])
+    history = train(ensemble, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
+    compared = leave_out_entries(x.shape[1], ensemble.n_estimators, generators[-1])
+    ensemble.buffers["compared"] = compared.to(device)
+    few = n_references(x.shape[1], n_parts)
+    fewer = n_held_out_references(x.shape[1], n_parts, detector.n_mc)
+    imputation_steps = IMPUTATION_STEPS if built["mask_input"] else 0
+    with multiplied(device):
+        shown, watched = x[train_rows[:, :few]], x[held_out_rows[:, :fewer]]
+        units = _fill_references(ensemble, shown, watched, eps.to(device), imputation_steps)
+    return Fitted(ensemble, eps, built, history, units)
+
+
+@torch.no_grad()
+def _fill_references(
+    ensemble: Ensemble, train_x: torch.Tensor, held_out_x: torch.Tensor, eps: torch.Tensor, imputation_steps: int
+) -> NDArray[np.int64]:
+    """Give members what their scores are compared with; how many of their latent variables are in use."""
+    told = ensemble.told(imputation_steps=imputation_steps)
+    for fill in (*REFERENCES, *(IMAGE_REFERENCES if told.skeleton.picture else ())):
+        filled = told.map(fill, train_x, held_out_x, eps, in_dims=(0, 0, None))
+        for name in filled.keys() & set(AVERAGED):
+            # A fold of a small table says little about where scores usually lie; all folds together say more.
+            filled[name] = filled[name].mean(dim=0, keepdim=True).expand_as(filled[name])
+        # As a model file gives them back: a product with a transposed matrix may differ in the last bit.
+        told.buffers.update({name: values.contiguous() for name, values in filled.items()})
+    units: NDArray[np.int64] = told.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
+    if (units == 0).any():
+        warnings.warn(
+            f"Posterior collapse: {int((units == 0).sum())} of {len(units)} members ignore "
+            "their latent variables, so they see each column on its own. Lower beta or raise warmup.",
+            PosteriorCollapseWarning,
+            stacklevel=4,
+        )
+    return units
+
+
+def map_calibration(
+    ensemble: Ensemble,
+    eps: torch.Tensor,
+    function: Callable[..., torch.Tensor],
+    encoded: NDArray[np.float32],
+    split: Split,
+    *,
+    n_parts: int,
+    at_once: int | None = None,
+) -> Floats:
+    """``function`` of the calibration rows, each by the members that did not see it; as :func:`map_rows`."""
+    if split.aside is not None:
+        return by_blocks(
+            lambda part: map_rows(ensemble, eps, function, part, n_parts=n_parts, at_once=at_once),
+            encoded,
+            split.aside,
+            n_parts,
+        )
+    folds, n_entries = split.held_out.numpy(), encoded.shape[1]
+    parts = blocks(folds.shape[1], len(folds) * n_entries, multiple=block_size(n_entries, n_parts))
+    found = [
+        map_folds(ensemble, eps, function, encoded[folds[:, part]], n_parts=n_parts, at_once=at_once) for part in parts
+    ]
+    results = np.concatenate(found, axis=1)
+    return results[: split.n_folds].reshape(-1, *results.shape[2:])
+
+
+def marks_of(
+    encoded: NDArray[np.float32], split: Split, unwanted: threading.Event
+) -> tuple[str, dict[str, NDArray[np.uint64]]]:
+    """By what the rows of a fit are known again: all of them together, and each of them by what it is for.
+
+    A part of them at a time, so that nobody who wants them no longer has to wait.
+    """
+
+    def wanted(part: NDArray[np.float32]) -> NDArray[np.float32]:
+        if unwanted.is_set():
+            raise CancelledError
+        return part
+
+    def hashed(rows: NDArray[np.intp]) -> NDArray[np.uint64]:
+        return sketch(by_blocks(lambda part: row_hashes(wanted(part)), encoded, rows))
+
+    fingerprint = hashlib.sha256()
+    for part in blocks(*encoded.shape):
+        fingerprint.update(np.ascontiguousarray(wanted(encoded[part])).data)
+    return fingerprint.hexdigest(), {
+        "training": hashed(split.fitted),
+        "calibration": hashed(split.calibration),
+        "labels": sketch(row_hashes(encoded[:0])),
+    }
