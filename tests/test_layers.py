@@ -194,33 +194,33 @@ TABLE = {
         "cli.names", "data", "data.batches", "data.writers", "detector", "errors", "parameters", "products",
         "thresholds",
     },
-    "cli.apart": {"cli.images", "data", "data.decoding", "data.maps"},
+    "cli.outputs": {"cli.images", "data", "data.decoding", "data.maps"},
     "cli.images": {"cli.common", "data", "data.decoding", "data.images", "data.named", "errors", "persistence"},
     "cli.large": {"cli.common", "cli.images", "data.large", "errors", "memory"},
     "cli.fit": {
-        "backbones", "cli.apart", "cli.common", "cli.images", "cli.large", "data", "data.decode_once",
+        "backbones", "cli.outputs", "cli.common", "cli.images", "cli.large", "data", "data.decode_once",
         "data.delimited", "data.drawings", "data.images", "detector", "errors", "in_parts", "planning", "predictions",
         "row_hashes", "splitting",
     },
     "cli.score": {
-        "", "atomic", "cli.apart", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps",
+        "", "atomic", "cli.outputs", "cli.common", "cli.images", "data.tabular", "data.writers", "drift", "heat_maps",
         "partial", "predictions", "score_file",
     },
     "cli.calibrate": {
-        "cli.apart", "cli.common", "cli.images", "cli.names", "data", "data.decode_once", "errors", "label_thresholds",
-        "predictions",
+        "cli.common", "cli.images", "cli.names", "cli.outputs", "data", "data.decode_once", "errors",
+        "label_thresholds", "predictions",
     },
     "cli.report": {
-        "account", "atomic", "by_type", "cli.apart", "cli.common", "cli.images", "metrics", "paired", "pixel_metrics",
+        "account", "atomic", "by_type", "cli.outputs", "cli.common", "cli.images", "metrics", "paired", "pixel_metrics",
         "report",
     },
     "cli.compare": {
-        "", "atomic", "cli.apart", "cli.common", "cli.images", "cli.names", "comparison", "detector", "errors",
+        "", "atomic", "cli.outputs", "cli.common", "cli.images", "cli.names", "comparison", "detector", "errors",
         "predictions", "report", "report.comparison",
     },
     "cli.inspect": {"cli.common", "persistence"},
     "cli.sample": {
-        "atomic", "cli.apart", "cli.common", "cli.images", "data.images", "data.writers", "errors", "traversal",
+        "atomic", "cli.outputs", "cli.common", "cli.images", "data.images", "data.writers", "errors", "traversal",
     },
     "cli.demo": {"atomic", "baselines", "cli.common", "data.samples", "data.writers", "errors"},
 }  # fmt: skip

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import (
     FiniteRange,
     Fraction,
     NameType,
-    check_output,
     device_option,
     group_option,
     load_detector,
@@ -24,6 +22,7 @@ from vae_anomaly.cli.common import (
 )
 from vae_anomaly.cli.images import check_normal, check_there, holds_images, image_options, read_any
 from vae_anomaly.cli.names import NAMES
+from vae_anomaly.cli.outputs import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,8 +79,7 @@ def command(
     labelled = bool(columns["label"]) or holds_images(data)
     _check_options(threshold, labelled, group, parameters)
     # The model itself may be replaced.
-    check_apart(output, [data])
-    check_output(output, overwrite, stdout=False)
+    check_output(output, overwrite, [data], stdout=False)
     check_there(data, models=[model])
     detector = load_detector(model, device)
     own = () if group is None else (group,)

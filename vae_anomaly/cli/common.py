@@ -1,12 +1,10 @@
 """What the verbs share: options, checks of outputs, reading of tables."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -129,25 +127,6 @@ def all_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], 
         return command
 
     return decorate
-
-
-def check_output(path: str, overwrite: bool, *, stdout: bool = True, option: str = "-o") -> None:
-    """Refuse, before any work is done, an output that could not be written or would replace a file."""
-    if path == "-":
-        if not stdout:
-            raise click.UsageError(f"{option} -: a model can't be written to standard output. Name a file.")
-        return
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise click.UsageError(f"{option} {path}: the folder {str(folder)!r} does not exist. Create it first.")
-    if Path(path).is_dir():
-        raise click.UsageError(f"{option} {path}: this is a folder; name a file in it.")
-    if Path(path).exists() and not overwrite:
-        raise click.UsageError(
-            f"{option} {path}: the file exists. Add --overwrite to replace it, or name another file."
-        )
-    if not os.access(folder, os.W_OK):
-        raise click.UsageError(f"{option} {path}: no permission to write in {str(folder)!r}.")
 
 
 def read_data(path: str, **options: Any) -> "Data":

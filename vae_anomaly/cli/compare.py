@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import (
     NameType,
     check_device,
-    check_output,
     device_option,
     overwrite_option,
     print_json,
@@ -27,6 +25,7 @@ from vae_anomaly.cli.common import (
 )
 from vae_anomaly.cli.images import check_there
 from vae_anomaly.cli.names import NAMES
+from vae_anomaly.cli.outputs import check_folder, check_output
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,16 +110,12 @@ def command(
 
 
 def _outputs(output: str, overwrite: bool, reads: Sequence[str]) -> Outputs:
+    check_folder(output)
     folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise click.UsageError(f"-o {output}: name a folder.")
-    if not folder.parent.is_dir():
-        raise click.UsageError(f"-o {output}: the folder {str(folder.parent)!r} does not exist. Create it first.")
     outputs = Outputs(folder / "compare.json", folder / "compare.csv", folder / "compare.html")
     if folder.is_dir():
         for target in outputs:
-            check_apart(str(target), reads)
-            check_output(str(target), overwrite)
+            check_output(str(target), overwrite, reads)
     return outputs
 
 

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import (
     FiniteRange,
     Fraction,
     NameType,
     check_device,
-    check_output,
     device_option,
     group_option,
     overwrite_option,
@@ -35,6 +33,7 @@ from vae_anomaly.cli.images import (
     tell_resized,
 )
 from vae_anomaly.cli.large import columns_note, large_options, open_large, sample_note
+from vae_anomaly.cli.outputs import check_output
 
 if TYPE_CHECKING:
     from vae_anomaly.data import Data
@@ -164,8 +163,7 @@ def command(
     kmnist, cifar10, svhn. With --label or --normal-class, only what is normal is trained on. The threshold is set by
     rows that the members scoring them did not train on.
     """
-    check_apart(output, [path for path in (data, params["backbone_weights"]) if path])
-    check_output(output, overwrite, stdout=False)
+    check_output(output, overwrite, [path for path in (data, params["backbone_weights"]) if path], stdout=False)
     check_there(data)
     check_device(params["device"], params["precision"])
     columns: dict[str, Any] = {

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from vae_anomaly.cli.apart import check_apart
 from vae_anomaly.cli.common import (
     FiniteRange,
     Fraction,
     NameType,
-    check_output,
     device_option,
     load_detector,
     model_columns,
@@ -27,6 +25,7 @@ from vae_anomaly.cli.common import (
     tell,
 )
 from vae_anomaly.cli.images import check_there, image_options, read_any
+from vae_anomaly.cli.outputs import check_folder, check_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -166,27 +165,19 @@ def _outputs(output: str, overwrite: bool, reads: Sequence[str]) -> Outputs:
         folder, html = path.parent, path
     else:
         folder, html = path, path / "report.html"
-        if folder.exists() and not folder.is_dir():
-            raise click.UsageError(f"-o {output}: name a folder, or a file that ends in .html.")
-        if not folder.parent.is_dir():
-            raise click.UsageError(f"-o {output}: the folder {str(folder.parent)!r} does not exist. Create it first.")
+        check_folder(output, wanted="a folder, or a file that ends in .html")
     outputs = Outputs(html, folder / "metrics.json", folder / "roc.csv", folder / "pr.csv")
     if folder.is_dir() or html is path:
         for target in outputs:
-            check_apart(str(target), reads)
-            check_output(str(target), overwrite)
+            check_output(str(target), overwrite, reads)
     return outputs
 
 
 def _check_plots(plots: str | None, overwrite: bool) -> None:
     if plots is None:
         return
-    folder = Path(plots)
-    if folder.exists() and not folder.is_dir():
-        raise click.UsageError(f"--plots {plots}: name a folder.")
-    if not folder.resolve().parent.is_dir():
-        raise click.UsageError(f"--plots {plots}: the folder {str(folder.parent)!r} does not exist. Create it first.")
-    if not overwrite and any(folder.glob("*.svg")):
+    check_folder(plots, option="--plots")
+    if not overwrite and any(Path(plots).glob("*.svg")):
         raise click.UsageError(f"--plots {plots}: there are charts already. Add --overwrite to replace them.")
 
 

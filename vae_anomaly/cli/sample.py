@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vae_anomaly.cli.apart import check_apart
-from vae_anomaly.cli.common import check_output, load_detector, output_format, overwrite_option, tell
+from vae_anomaly.cli.common import load_detector, output_format, overwrite_option, tell
 from vae_anomaly.cli.images import check_there
+from vae_anomaly.cli.outputs import check_output
 
 if TYPE_CHECKING:
     from vae_anomaly.detector import VAEDetector
@@ -59,8 +59,7 @@ def command(
     """Draw new rows or images from the prior of MODEL, in the units and types of what it was fitted on."""
     if traverse and between:
         raise click.UsageError("--traverse and --between are two sheets; ask for one at a time.")
-    check_apart(output, [model, *(between or ())])
-    check_output(output, overwrite)
+    check_output(output, overwrite, [model, *(between or ())])
     check_there(models=[model])
     detector = load_detector(model)
     if detector.holds_images:

@@ -6,16 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
-from vae_anomaly.cli.apart import check_apart, check_maps_apart
 from vae_anomaly.cli.common import (
     FiniteRange,
     Fraction,
     NameType,
-    check_output,
     device_option,
     load_detector,
     model_columns,
@@ -36,6 +34,7 @@ from vae_anomaly.cli.images import (
     read_any,
     tell_ignored,
 )
+from vae_anomaly.cli.outputs import check_maps, check_output
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,8 +101,7 @@ def command(
     """Score the rows of DATA with MODEL: one line each, with score, p-value, verdict and the features behind it."""
     if output == "-" and as_json:
         raise click.UsageError("--json and the predictions both go to standard output; name a file with -o.")
-    check_apart(output, [model, data])
-    check_output(output, overwrite)
+    check_output(output, overwrite, [model, data])
     if resume and "-" in (output, data):
         raise click.UsageError("--resume is for files: standard input and output can't be gone back to.")
     file_format = output_format(output)
@@ -111,16 +109,16 @@ def command(
     detector = load_detector(model, device)
     asked: dict[str, Any] = {"score_names": score_names, "n_top": n_top, "fdr": fdr}
     columns |= model_columns(detector)
+    order = _Order(data, columns, asked, output, file_format, maps, overwrite, quiet)
     if columns["images"] or holds_images(data):
         if resume:
             raise click.UsageError(f"--resume is for tables, and {data} holds images.")
-        name, tally = _score_images(detector, data, output, file_format, asked, maps, overwrite, quiet, columns)
+        name, tally = _score_images(detector, order)
         ignored: tuple[str, ...] = ()
     else:
-        run = _table_run(detector, data, asked, maps, quiet, columns)
+        run = _table_run(detector, order)
         name, ignored = run.batches.name, run.ignored_columns
-        task = _task(detector, model, data, asked, columns)
-        tally = _score_table(run, output, file_format, task, resume, overwrite, quiet)
+        tally = _score_table(run, order, _task(detector, model, order), resume)
     summary = _summary(detector, tally, name, output, fdr, ignored)
     _tell_summary(quiet, summary, tally, detector)
     if as_json:
@@ -140,61 +138,62 @@ def _check_rate(summary: dict[str, Any], limit: float) -> None:
     raise click.exceptions.Exit(GATE_FAILED)
 
 
-def _score_images(
-    detector: "VAEDetector",
-    data: str,
-    output: str,
-    file_format: str,
-    asked: dict[str, Any],
-    maps: str | None,
-    overwrite: bool,
-    quiet: bool,
-    columns: dict[str, Any],
-) -> tuple[str, "Tally"]:
+class _Order(NamedTuple):
+    """What is to be scored, and where the predictions go."""
+
+    data: str
+    columns: dict[str, Any]
+    """How it is read."""
+    asked: dict[str, Any]
+    """What the predictions hold."""
+    output: str
+    file_format: str
+    maps: str | None
+    overwrite: bool
+    quiet: bool
+
+
+def _score_images(detector: "VAEDetector", order: _Order) -> tuple[str, "Tally"]:
     """Name of the data and counts of their predictions, which are written."""
     from vae_anomaly.heat_maps import write_anomaly_maps
     from vae_anomaly.predictions import predict_table
     from vae_anomaly.score_file import new_tally
 
-    images = cast("Images", read_any(data, split="test", detector=detector, **columns))
-    tell_ignored(images, quiet)
-    if maps is not None:
-        _check_maps(maps, overwrite, images)
-    with image_progress(quiet, "Scoring", "Scored", len(images)) as on_part:
-        predictions, _ = predict_table(detector, images, on_part=on_part, **asked)
-    _write(predictions, output, file_format)
-    if maps is not None:
-        write_anomaly_maps(detector, images, maps)
-        tell(quiet, f"Wrote maps of the images to {maps}.")
-    tally = new_tally(detector, asked["fdr"])
+    images = cast("Images", read_any(order.data, split="test", detector=detector, **order.columns))
+    tell_ignored(images, order.quiet)
+    if order.maps is not None:
+        check_maps(order.maps, order.overwrite, images)
+    with image_progress(order.quiet, "Scoring", "Scored", len(images)) as on_part:
+        predictions, _ = predict_table(detector, images, on_part=on_part, **order.asked)
+    _write(predictions, order.output, order.file_format)
+    if order.maps is not None:
+        write_anomaly_maps(detector, images, order.maps)
+        tell(order.quiet, f"Wrote maps of the images to {order.maps}.")
+    tally = new_tally(detector, order.asked["fdr"])
     tally.add(predictions)
     return images.name, tally
 
 
-def _table_run(
-    detector: "VAEDetector", data: str, asked: dict[str, Any], maps: str | None, quiet: bool, columns: dict[str, Any]
-) -> "ScoreRun":
+def _table_run(detector: "VAEDetector", order: _Order) -> "ScoreRun":
     from vae_anomaly.score_file import ScoreRun
 
-    check_table(data, columns["normal_class"])
-    batches = read_batches(
-        data, **{name: columns[name] for name in ("id_column", "drop", "delimiter", "keep", "text_columns")}
-    )
-    if maps is not None:
+    check_table(order.data, order.columns["normal_class"])
+    options = ("id_column", "drop", "delimiter", "keep", "text_columns")
+    batches = read_batches(order.data, **{name: order.columns[name] for name in options})
+    if order.maps is not None:
         raise click.UsageError(f"--maps is for images, and {batches.name} holds none.")
-    return ScoreRun(detector, batches, on_rows=_row_progress(quiet), **asked)
+    return ScoreRun(detector, batches, on_rows=_row_progress(order.quiet), **order.asked)
 
 
-def _score_table(
-    run: "ScoreRun", output: str, file_format: str, task: dict[str, Any], resume: bool, overwrite: bool, quiet: bool
-) -> "Tally":
+def _score_table(run: "ScoreRun", order: _Order, task: dict[str, Any], resume: bool) -> "Tally":
     """Counts of the predictions, which are written."""
     from vae_anomaly.partial import Partial
 
+    output, quiet = order.output, order.quiet
     if output == "-":
         return run.to_stream(sys.stdout.buffer)
     partial = Partial(output, task)
-    if partial.is_foreign and not overwrite:
+    if partial.is_foreign and not order.overwrite:
         raise click.UsageError(
             f"-o {output}: {partial.path} is in the way, and no run left it that can be gone on with. Rename it, or "
             "add --overwrite to replace it."
@@ -206,22 +205,20 @@ def _score_table(
     elif not resume and partial.exists:
         tell(quiet, f"Replacing {partial.path}, which a run that was cut off has left; --resume would go on with it.")
     try:
-        return run.to_file(output, file_format, task=task, resume=resume)
+        return run.to_file(output, order.file_format, task=task, resume=resume)
     except BaseException:
         if partial.fits:
             tell(False, f"What is done is in {partial.path}; the same command with --resume goes on from there.")
         raise
 
 
-def _task(
-    detector: "VAEDetector", model: str, data: str, asked: dict[str, Any], columns: dict[str, Any]
-) -> dict[str, Any]:
+def _task(detector: "VAEDetector", model: str, order: _Order) -> dict[str, Any]:
     """What the predictions hang on."""
     from vae_anomaly import __version__
     from vae_anomaly.data.tabular import tables_in
 
+    data, given = order.data, {**order.asked, **order.columns}
     paths = [] if data == "-" else [Path(path) for path in (tables_in(data) if os.path.isdir(data) else [data])]
-    given = {**asked, **columns}
     options = {"--scores": "score_names", "--top": "n_top", "--fdr": "fdr", "--id": "id_column"}
     options |= {f"--{name}": name for name in ("drop", "delimiter")}
     with open(model, "rb") as file:
@@ -247,17 +244,6 @@ def _row_progress(quiet: bool) -> Callable[[int], None] | None:
         click.echo(f"\rScored {n_rows:,} rows, {rate:,.0f} a second ", err=True, nl=False)
 
     return on_rows
-
-
-def _check_maps(folder: str, overwrite: bool, images: "Images") -> None:
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise click.UsageError(f"--maps {folder}: name a folder.")
-    if not path.resolve().parent.is_dir():
-        raise click.UsageError(f"--maps {folder}: the folder {str(path.parent)!r} does not exist. Create it first.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise click.UsageError(f"--maps {folder}: there are files already. Add --overwrite to replace them.")
-    check_maps_apart(folder, images)
 
 
 def _write(predictions: "pd.DataFrame", output: str, file_format: str) -> None:
