@@ -9,7 +9,7 @@ import pytest
 import torch
 from tables import numbers
 
-from vae_anomaly import replayed_blocks, scoring
+from vae_anomaly import neighbours, replayed_blocks, scoring
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.replayed_blocks import blocks_of
@@ -77,11 +77,13 @@ def nothing_known():
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.usefixtures("nothing_known")
+@pytest.mark.parametrize("least", [1, 10**18], ids=["fused", "not fused"])
 @pytest.mark.parametrize("holed", [False, True])
 @pytest.mark.parametrize("name", [name for name, score in SCORES.items() if not score.images])
-def test_replayed_blocks_have_the_bits_of_others(name, holed, monkeypatch):
+def test_replayed_blocks_have_the_bits_of_others(name, holed, least, monkeypatch):
     """By more threads than there are streams; scores that need vmap are not recorded."""
     monkeypatch.setattr(scoring, "GPU_TIMES", 1)
+    monkeypatch.setattr(neighbours, "MIN_FUSED", least)
     X = numbers(2500)
     if holed:
         X[np.random.default_rng(0).random(X.shape) < 0.2] = np.nan
