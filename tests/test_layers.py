@@ -27,7 +27,8 @@ TABLE = {
     "replay": set(),
     "fused": {"replay"},
     "memory": set(),
-    "in_parts": {"errors", "scratch"},
+    "frames": set(),
+    "in_parts": {"errors", "frames", "scratch"},
     "fused_search": set(),
     "neighbours": {"fused_search"},
     "number_texts": set(),
@@ -82,7 +83,7 @@ TABLE = {
         "data.arrow", "data.csv_blocks", "data.delimited", "data.table", "data.tabular", "data.words", "errors",
     },
     "data.table": {"errors"},
-    "data.tabular": {"data.arrow", "data.delimited", "data.table", "errors"},
+    "data.tabular": {"data.arrow", "data.delimited", "data.table", "errors", "frames"},
     "data.samples": {"errors"},
     "data.large": {"data.batches", "data.table", "data.tabular", "in_parts"},
     # Images.

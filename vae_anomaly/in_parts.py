@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vae_anomaly.errors import CellError, DataError
+from vae_anomaly.frames import holds_text, joined
 from vae_anomaly.scratch import scratch_array
 
 __all__ = ["Survey", "TableInParts", "survey"]
@@ -94,7 +95,7 @@ class _Draw:
         if not self.frames:
             raise DataError("The table has no rows.")
         self._prune()
-        return _joined(self.frames), np.concatenate(self.positions)
+        return joined(self.frames), np.concatenate(self.positions)
 
 
 class _Kinds:
@@ -106,27 +107,10 @@ class _Kinds:
     def add(self, frame: pd.DataFrame) -> None:
         for name, values in frame.items():
             if values.notna().any():
-                self.seen.setdefault(str(name), set()).add(_is_text(values))
+                self.seen.setdefault(str(name), set()).add(holds_text(values))
 
     def mixed(self, known: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for name, kinds in self.seen.items() if len(kinds) > 1 and name not in known)
-
-
-def _is_text(values: "pd.Series[Any]") -> bool:
-    return not bool(pd.api.types.is_numeric_dtype(values.dtype))
-
-
-def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Rows of all frames, each column of one type."""
-    columns = {}
-    for name in frames[0]:
-        values = [frame[name] for frame in frames]
-        if any(_is_text(own) for own in values):
-            values = [own.astype(object) for own in values]
-        elif len({own.dtype.kind for own in values}) > 1:
-            values = [own.astype("int64") if own.dtype == bool else own for own in values]
-        columns[name] = pd.concat(values)
-    return pd.DataFrame(columns).infer_objects()
 
 
 class TableInParts:

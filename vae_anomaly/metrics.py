@@ -1,7 +1,7 @@
 """How well scores separate labelled anomalies from normal rows, each figure with its interval."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -408,7 +408,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     intervals: dict[str, Interval] = {name: getattr(evaluation, name) for name in names}
     intervals["f1"] = Interval(evaluation.f1, None, None, "no interval")
     return {
-        **{name: {"value": i.value, "low": i.low, "high": i.high, "method": i.method} for name, i in intervals.items()},
+        **{name: asdict(interval) for name, interval in intervals.items()},
         "max_fpr": evaluation.max_fpr,
         "threshold": evaluation.threshold if np.isfinite(evaluation.threshold) else None,
         "confusion": evaluation.confusion._asdict(),

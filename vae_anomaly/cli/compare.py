@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -234,24 +235,20 @@ def _document(compared: "Sequence[Compared]", seed: int) -> dict[str, Any]:
                     {
                         "name": result.name,
                         "settings": result.settings,
-                        **{name: _plain(getattr(result, name)) for name in AREAS},
+                        **{name: asdict(getattr(result, name)) for name in AREAS},
                         "fit_seconds": result.fit_seconds,
                         "score_seconds": result.score_seconds,
                     }
                     for result in table.results
                 ],
                 "differences": [
-                    {"name": difference.name, **{name: _plain(getattr(difference, name)) for name in AREAS}}
+                    {"name": difference.name, **{name: asdict(getattr(difference, name)) for name in AREAS}}
                     for difference in table.differences
                 ],
             }
             for table in compared
         ],
     }
-
-
-def _plain(interval: "Interval") -> dict[str, Any]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high, "method": interval.method}
 
 
 def _rows(table: "Compared") -> list[dict[str, Any]]:

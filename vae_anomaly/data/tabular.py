@@ -21,6 +21,7 @@ from vae_anomaly.data.arrow import Options, column_names, frame_of
 from vae_anomaly.data.delimited import read_csv, read_csv_gz, read_tsv
 from vae_anomaly.data.table import Data, known_suffix, labels, no_such_column
 from vae_anomaly.errors import DataError
+from vae_anomaly.frames import holds_text, joined
 
 __all__ = [
     "DAMAGED_PARQUET",
@@ -228,10 +229,10 @@ def _joined(parts: list[_Part]) -> pd.DataFrame:
     check_alike([(part.name, list(part.frame.columns)) for part in parts])
     frames = [part.frame[list(first.frame.columns)] for part in parts]
     # A column that is text in one file is text in all, read anew so that 007 does not come back as 7.
-    mixed = [name for name in first.frame if len({_is_text(f[name]) for f in frames if f[name].notna().any()}) > 1]
+    mixed = [name for name in first.frame if len({holds_text(f[name]) for f in frames if f[name].notna().any()}) > 1]
     if mixed:
         frames = [part.read(mixed)[list(first.frame.columns)] for part in parts]
-    return _stacked(frames)
+    return joined(frames, ignore_index=True)
 
 
 def check_alike(parts: Sequence[tuple[str, Sequence[str]]]) -> None:
@@ -241,22 +242,6 @@ def check_alike(parts: Sequence[tuple[str, Sequence[str]]]) -> None:
         for (one, its), (two, columns) in ((first, other), (other, first)):
             for column in [column for column in columns if column not in set(its)]:
                 raise DataError(f"{one} has no column {column!r}, and {two} has. Give all files the same.")
-
-
-def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    columns = {}
-    for name in frames[0]:
-        values = [frame[name] for frame in frames]
-        if any(_is_text(value) for value in values):
-            values = [value.astype(object) for value in values]
-        elif len({value.dtype.kind for value in values}) > 1:
-            values = [value.astype("int64") if value.dtype == bool else value for value in values]
-        columns[name] = pd.concat(values, ignore_index=True)
-    return pd.DataFrame(columns).infer_objects()
-
-
-def _is_text(values: "pd.Series[Any]") -> bool:
-    return not bool(pd.api.types.is_numeric_dtype(values))
 
 
 # Parquet and NumPy ---------------------------------------------------------------------------------------------------
