@@ -32,8 +32,8 @@ SCORING_BATCH = 1024
 LIGHT_BATCH = 2048
 # A GPU takes as long for a block of these sizes as for one of so many times as many rows.
 GPU_TIMES = 8
-# A few rows alone come in a smaller block, where that gives the same bits; tried the first time. In the smallest ones
-# all members come at once.
+# A few rows alone come in a smaller block, where that gives the same bits; tried the second time that few come, as many
+# come once, and it takes as long as three or four whole blocks. In the smallest ones all members come at once.
 SMALL_BATCHES = (4, 8, 32, 128)
 TOGETHER = (4, 8, 32)
 # How many of each size are tried.
@@ -50,8 +50,9 @@ Floats = NDArray[np.float64]
 RowFunction = Callable[..., Any]
 """``function(vae, x, eps)``: one result for each row of ``x``, or a tuple of such results."""
 
-# What was found out about small blocks, by ensemble, function, whether rows have holes, and number of threads.
-_SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool, int], tuple[int, ...]]] = WeakKeyDictionary()
+# What was found out about small blocks, by ensemble, function, whether rows have holes, and number of threads; None
+# where few rows came once.
+_SMALL: WeakKeyDictionary[Ensemble, dict[tuple[RowFunction, bool, int], tuple[int, ...] | None]] = WeakKeyDictionary()
 
 
 def block_size(
@@ -290,11 +291,15 @@ def _small_batches(
     """Sizes of blocks in which this function gives the very bits that it gives in a block of the usual size.
 
     Which ones these are depends on the processor and on the libraries: they may multiply few rows in another order, or
-    work on the ends of an array element by element. So it is tried, once, with rows that leave no bit to chance; among
-    them such as lie between two samples that the model keeps, where the last bit of a distance says which is nearer.
+    work on the ends of an array element by element. So it is tried, with rows that leave no bit to chance; among them
+    such as lie between two samples that the model keeps, where the last bit of a distance says which is nearer. The
+    first time there are none.
     """
     known, asked = _SMALL.setdefault(ensemble, {}), (function, holed, torch.get_num_threads())
     if asked not in known:
+        known[asked] = None
+        return ()
+    if known[asked] is None:
         usual = block_size(n_entries, function=function)
         rng = np.random.default_rng(0)
         rows = rng.normal(size=(min(SMALL_BATCHES[-1], usual), n_entries)).astype(np.float32)
@@ -313,7 +318,7 @@ def _small_batches(
 
         wanted = found(rows, usual)
         known[asked] = tuple(size for size in SMALL_BATCHES if size < usual and works(size))
-    return known[asked]
+    return known[asked] or ()
 
 
 def _every(found: Any, step: int) -> Any:
