@@ -526,6 +526,12 @@ def test_the_folder_of_the_output_does_not_exist(model, verb):
     fails(USAGE, f"-o {output}: the folder 'nowhere' does not exist. Create it first.", verb, *arguments, "-o", output)
 
 
+def test_the_folder_above_a_report_is_looked_for_as_it_is_spelt(model):
+    """Nowhere and back leads here, but can't be made."""
+    arguments = ["report", model, "labelled.csv", "--label", "anomaly", "-o", "nowhere/../out"]
+    fails(USAGE, "-o nowhere/../out: the folder 'nowhere/..' does not exist. Create it first.", *arguments)
+
+
 def test_the_folder_above_a_report_or_demo_does_not_exist(model):
     arguments = ["report", model, "labelled.csv", "--label", "anomaly", "-o", "nowhere/out"]
     fails(USAGE, "the folder 'nowhere' does not exist", *arguments)

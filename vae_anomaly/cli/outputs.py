@@ -38,7 +38,8 @@ def check_folder(path: str, *, option: str = "-o", wanted: str = "a folder") -> 
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise click.UsageError(f"{option} {path}: name {wanted}.")
-    if not folder.resolve().parent.is_dir():
+    # As it is spelt, which is how it will be made, and where a link leads.
+    if not (folder.parent.is_dir() and folder.resolve().parent.is_dir()):
         raise click.UsageError(f"{option} {path}: the folder {str(folder.parent)!r} does not exist. Create it first.")
 
 
