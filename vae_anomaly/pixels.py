@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from vae_anomaly.errors import DataError
 from vae_anomaly.scratch import blocks, empty_like_source
+from vae_anomaly.workers import side_by_side
 
 __all__ = ["ImageSchema", "PixelSchema", "Shape", "check_shape", "is_images", "pixels"]
 
 Shape = tuple[int, int, int]
+
+# Numbers of another type that become floats at a time, by each thread.
+CONVERTED = 250_000
 
 
 def is_images(X: Any) -> bool:
@@ -66,9 +70,15 @@ def pixels(X: Any) -> NDArray[np.float32]:
 def _as_floats(array: NDArray[Any], white: np.float32 | None) -> NDArray[np.float32]:
     """Numbers of another type as float32, where the array is; whole ones divided by that of white."""
     floats = empty_like_source(array, array.shape)
-    for block in blocks(len(array), math.prod(array.shape[1:])):
-        part = array[block].astype(np.float32)
-        floats[block] = part if white is None else part / white
+
+    def convert(block: slice) -> None:
+        floats[block] = array[block]
+        if white is not None:
+            floats[block] /= white
+
+    # Each time what is still in the cache.
+    for _ in side_by_side(convert, blocks(len(array), math.prod(array.shape[1:]), at_once=CONVERTED)):
+        pass
     return floats
 
 
@@ -173,7 +183,7 @@ class PixelSchema(ImageSchema):
         channels, height, width = images.shape[1:]
         shape: Shape = channels, height, width
         rows = np.arange(len(images)) if rows is None else rows
-        if not any(len(known) for known in _decoded(images, rows)):
+        if not any(_is_decoded(images[row]) for row in rows):
             raise DataError("None of the images can be decoded, so there is nothing to learn from.")
         if scaling == "unit":
             return cls(shape, (0.0,) * channels, (1.0,) * channels)
@@ -234,6 +244,10 @@ class PixelSchema(ImageSchema):
         if not (np.isfinite([*center, *scale]).all() and min(scale) > 0):
             raise ValueError("a channel has no usable scale")
         return cls(shape, center, scale)
+
+
+def _is_decoded(image: NDArray[np.float32]) -> bool:
+    return not np.isnan(image).any()
 
 
 def _decoded(images: NDArray[np.float32], rows: NDArray[np.intp]) -> Iterator[NDArray[np.float32]]:

@@ -60,16 +60,18 @@ def empty_like_source(source: Any, shape: tuple[int, ...]) -> NDArray[np.float32
     return scratch_array(shape) if on_disk(source) else np.empty(shape, dtype=np.float32)
 
 
-def blocks(n_rows: int, n_entries: int, multiple: int = 1) -> Iterator[slice]:
+def blocks(n_rows: int, n_entries: int, multiple: int = 1, at_once: int | None = None) -> Iterator[slice]:
     """Slices of rows of ``n_entries`` numbers each, small enough to be worked on at once.
 
-    All but the last one have a multiple of ``multiple`` rows.
+    All but the last one have a multiple of ``multiple`` rows. ``at_once`` says how many numbers these are, in place of
+    as many as memory has room for.
 
     Examples
     --------
     >>> list(blocks(5, ENTRIES_AT_ONCE // 2))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    size = multiple * max(1, ENTRIES_AT_ONCE // (multiple * max(1, n_entries)))
+    most = ENTRIES_AT_ONCE if at_once is None else at_once
+    size = multiple * max(1, most // (multiple * max(1, n_entries)))
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
