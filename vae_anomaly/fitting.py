@@ -79,7 +79,8 @@ def fit_ensemble(
     for member, generator in zip(members, generators, strict=False):
         some = rest[torch.randint(len(rest), (member.prior.n_components,), generator=generator)]
         member.prior.start_from(x[some])
-    ensemble = Ensemble(members).to(device)
+    # One by one: a GPU stacks in no time what takes a processor longer than all else before the first step.
+    ensemble = Ensemble([member.to(device) for member in members])
     eps = torch.randn(detector.n_mc, 1, built["latent_dim"], generator=generators[-1])
     # What does not fit stays where it is, and answers to the same indices.
     stays = on_disk(encoded) or not fits(encoded.nbytes, device)
