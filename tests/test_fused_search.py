@@ -1,9 +1,8 @@
 """By Triton's interpreter where there is no GPU."""
 
-import os
-import subprocess
 import sys
 
+import compiled
 import pytest
 import torch
 
@@ -14,21 +13,6 @@ fused_search = pytest.importorskip("vae_anomaly.fused_search", reason="needs Tri
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 N_SEARCHES, N_ROWS = 2, 150
-COMPILED = """
-import triton
-from triton.backends.compiler import GPUTarget
-from vae_anomaly.fused_search import N_STAGES, N_WARPS, POINTS, ROWS, _search
-
-floats, numbers = ["x", "points", "counted", "lengths"], ["n_rows", "n_points", "n_entries", "step", "per_search"]
-for holed in (False, True):
-    sizes = {"HOLED": holed, "ENTRIES": 32, "ROWS": ROWS, "POINTS": POINTS, "GROUP": 8, "PRECISION": "tf32x3"}
-    types = {**dict.fromkeys(floats, "*fp32"), "found": "*i64", **dict.fromkeys(numbers, "i32")}
-    types |= dict.fromkeys(sizes, "constexpr")
-    source = triton.compiler.ASTSource(fn=_search, signature=types, constexprs=sizes)
-    options = {"num_warps": N_WARPS, "num_stages": N_STAGES}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    print(compiled.metadata.shared)
-"""
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 
 
@@ -122,11 +106,21 @@ def test_rows_that_are_no_numbers_get_some_point():
 
 
 def test_it_compiles_for_a_gpu():
-    """The interpreter takes what the compiler refuses. A processor of graphics cards has 99 KiB to share."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert all(int(size) < 99 * 1024 for size in done.stdout.split())
+    numbers = dict.fromkeys(("n_rows", "n_points", "n_entries", "step", "per_search"), "i32")
+    sizes = {"ENTRIES": 32, "ROWS": fused_search.ROWS, "POINTS": fused_search.POINTS, "GROUP": GROUP}
+    options = {"num_warps": fused_search.N_WARPS, "num_stages": fused_search.N_STAGES}
+    compiled.check(
+        [
+            compiled.Program(
+                "vae_anomaly.fused_search",
+                "_search",
+                {"found": "*i64", **numbers},
+                {**sizes, "HOLED": holed, "PRECISION": "tf32x3"},
+                options,
+            )
+            for holed in (False, True)
+        ]
+    )
 
 
 def test_short_rows_and_many_distances_are_fused(monkeypatch):

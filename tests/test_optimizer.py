@@ -52,9 +52,9 @@ def test_a_step_is_adamw_with_the_gradient_of_each_member_clipped(ensemble):
             2.0 * sizes.reshape(3, *(1 for _ in value.shape[1:])) * value.detach() for value in ensemble.params.values()
         ]
         norms = [float((2.0 * size * row).norm()) for size, row in zip(sizes, weights.flat, strict=True)]
-        assert norms[0] < weights.limit < norms[1]
+        assert norms[0] < weights.adamw.limit < norms[1]
         for member, (norm, size) in enumerate(zip(norms, sizes, strict=True)):
-            factor = min(1.0, weights.limit / (norm + 1e-6))
+            factor = min(1.0, weights.adamw.limit / (norm + 1e-6))
             plain[member].step([2.0 * size * value * factor for value in plain[member].params], rate)
         weights.step(gradients, rate)
     for member in range(3):
@@ -76,7 +76,7 @@ def test_a_step_in_pieces_is_the_step_of_the_whole(make_vae, n_pieces, monkeypat
     whole = after_two_steps()
     monkeypatch.setitem(N_PIECES, "cpu", n_pieces)
     pieces = after_two_steps()
-    assert len(whole.pieces[0]) == 1 < len(pieces.pieces[0]) <= n_pieces
-    assert all(len(piece) % ALIGNED == 0 for piece in pieces.pieces[0][:-1])
+    assert len(whole.adamw.pieces[0]) == 1 < len(pieces.adamw.pieces[0]) <= n_pieces
+    assert all(len(piece) % ALIGNED == 0 for piece in pieces.adamw.pieces[0][:-1])
     # A processor computes the last few numbers of a piece by other instructions.
     torch.testing.assert_close(pieces.flat, whole.flat, rtol=0, atol=1e-7)

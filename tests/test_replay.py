@@ -118,7 +118,7 @@ def steps_on_disk(n_steps, seen, most=10):
 
     def step(batch, eps, beta, rate, left_out):
         seen.append((batch.clone(), float(beta), float(rate), left_out))
-        return torch.stack([batch[:, 0, 0], eps[0, :, 0, 0]])
+        return batch[:, :1, 0], eps[0, :, :1, 0]
 
     def schedule(step):
         return step / 4, float(step), step // 20

@@ -1,17 +1,22 @@
 """What training maximises: the ELBO of each member on samples of its own, and the gradient of it."""
 
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.nets import Layers
-from vae_anomaly.pullbacks import log_densities, sampled
+from vae_anomaly.pullbacks import Sampled, log_densities, sampled
 from vae_anomaly.replay import Branch
 from vae_anomaly.scratch import blocks
 from vae_anomaly.vae import VAE
+
+if TYPE_CHECKING:
+    from vae_anomaly.fused import LearnedLayers
+    from vae_anomaly.fused_layers import FusedLayers
 
 __all__ = ["Learned", "Objective", "objective_of"]
 
@@ -41,8 +46,11 @@ class Objective(Protocol):
         """The same with gradients, by one draw; the ``left_out`` samples with the lowest ELBO are left out."""
 
 
-def objective_of(ensemble: Ensemble, x: Tensor) -> Objective:
+def objective_of(ensemble: Ensemble, x: Tensor, into: Mapping[str, Tensor] | None = None) -> Objective:
     """The objective of an ensemble on samples of ``x``, of shape (n_samples, *event_shape).
+
+    ``into`` names places for gradients of parameters, some of which are then put there: for ensembles of which
+    :func:`~vae_anomaly.fused_learning.is_fused` says that a GPU learns by its own programs.
 
     Examples
     --------
@@ -56,7 +64,7 @@ def objective_of(ensemble: Ensemble, x: Tensor) -> Objective:
     if joint is None:
         return _ByAutograd(ensemble)
     joint.complete = not _has_holes(x)
-    return _WrittenOut(ensemble, joint)
+    return _WrittenOut(ensemble, joint) if into is None else _Fused(ensemble, joint, into)
 
 
 def _has_holes(x: Tensor) -> bool:
@@ -96,9 +104,11 @@ class _WrittenOut:
         assert isinstance(joint.encoder, Layers)
         assert isinstance(joint.decoder, Layers)
         self.vae = joint
-        self.encoder, self.decoder = joint.encoder.learned(), joint.decoder.learned()
+        encoder, decoder = joint.encoder.learned(), joint.decoder.learned()
+        self.encoder: LearnedLayers | FusedLayers = encoder
+        self.decoder: LearnedLayers | FusedLayers = decoder
         self.own = [value for name, value in ensemble.params.items() if name.startswith("likelihood.")]
-        found = [*self.own, *self.encoder.weights, *self.decoder.weights]
+        found = [*self.own, *encoder.weights, *decoder.weights]
         places = {id(value): place for place, value in enumerate(found)}
         self.order = [places[id(value)] for value in ensemble.params.values()]
 
@@ -109,14 +119,14 @@ class _WrittenOut:
     @torch.no_grad()
     def learned(self, x: Tensor, eps: Tensor, beta: float | Tensor, left_out: int) -> Learned:
         raw, back_to_encoder = self.encoder(self.vae.encoder_input(x))
-        z, kl, back_to_raw = sampled(raw, eps[0])
+        z, kl, back_to_raw = self.sampled(raw, eps[0])
         said, back_to_decoder = self.decoder(z)
         phi = said.reshape(*x.shape, self.vae.likelihood.n_params)
-        entries, back_to_phi = log_densities(self.vae, self.own, phi, x)
-        reconstruction, kl, weights = _weighted(entries.sum(dim=-1), kl, left_out)
+        log_px, back_to_phi = self.explained(phi, x)
+        reconstruction, kl, weights = self.weighted(log_px, kl, left_out)
 
         branch = Branch(x.device)
-        of_phi, *of_own = back_to_phi(-weights.unsqueeze(-1))
+        of_phi, *of_own = back_to_phi(weights)
         of_z, of_decoder = back_to_decoder(of_phi.flatten(-2), branch)
         assert of_z is not None
         _, of_encoder = back_to_encoder(back_to_raw(of_z, beta * weights), branch, wanted=False)
@@ -124,14 +134,61 @@ class _WrittenOut:
         found = [*of_own, *of_encoder, *of_decoder]
         return Learned(reconstruction, kl, [found[place] for place in self.order])
 
+    def weighted(self, reconstruction: Tensor, kl: Tensor, left_out: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Terms of the samples that are learned from, and what each sample counts; one number if all count the same."""
+        share = 1.0 / (kl.shape[1] - left_out)
+        if not left_out:
+            return reconstruction, kl, torch.full_like(kl[:1, :1], share)
+        kept = _kept(reconstruction - kl, left_out)
+        return reconstruction.gather(1, kept), kl.gather(1, kept), torch.zeros_like(kl).scatter_(1, kept, share)
 
-def _weighted(reconstruction: Tensor, kl: Tensor, left_out: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms of the samples that are learned from, and what each sample counts; one number if all count the same."""
-    share = 1.0 / (kl.shape[1] - left_out)
-    if not left_out:
-        return reconstruction, kl, torch.full_like(kl[:1, :1], share)
-    kept = _kept(reconstruction - kl, left_out)
-    return reconstruction.gather(1, kept), kl.gather(1, kept), torch.zeros_like(kl).scatter_(1, kept, share)
+    def sampled(self, raw: Tensor, eps: Tensor) -> Sampled:
+        """A draw of z from each posterior, and the way back."""
+        return sampled(raw, eps)
+
+    def explained(self, phi: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """log p(x | z) of each sample, and the way from what each counts to phi and the likelihood's parameters."""
+        entries, pullback = log_densities(self.vae, self.own, phi, x)
+        return entries.sum(dim=-1), lambda weights: pullback(-weights.unsqueeze(-1))
+
+
+class _Fused(_WrittenOut):
+    """The same by programs of a GPU, which does several of these operations in the time that it takes to begin one."""
+
+    def __init__(self, ensemble: Ensemble, joint: VAE, into: Mapping[str, Tensor]) -> None:
+        super().__init__(ensemble, joint)
+        from vae_anomaly.fused_layers import FusedLayers
+        from vae_anomaly.fused_terms import FUSED, FusedDensity, fused_sampled
+
+        places = {id(value): into[name] for name, value in ensemble.params.items()}
+
+        def fused(layers: nn.Module, *, wanted: bool) -> FusedLayers:
+            assert isinstance(layers, Layers)
+            into = [places[id(value)] for value in layers.weights]
+            return FusedLayers(layers.steps, layers.weights, into, wanted=wanted)
+
+        self.encoder, self.decoder = fused(joint.encoder, wanted=False), fused(joint.decoder, wanted=True)
+        self._sampled, self._density = fused_sampled, None
+        self._shares: dict[int, Tensor] = {}
+        if joint.complete and type(joint.likelihood) in FUSED:
+            self._density = FusedDensity(joint.likelihood, ensemble.n_estimators, math.prod(joint.event_shape))
+
+    def weighted(self, reconstruction: Tensor, kl: Tensor, left_out: int) -> tuple[Tensor, Tensor, Tensor]:
+        if left_out:
+            return super().weighted(reconstruction, kl, left_out)
+        n = kl.shape[1]
+        if n not in self._shares:
+            self._shares[n] = torch.full_like(kl[:1, :1], 1.0 / n)
+        return reconstruction, kl, self._shares[n]
+
+    def sampled(self, raw: Tensor, eps: Tensor) -> Sampled:
+        return self._sampled(raw, eps)
+
+    def explained(self, phi: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        if self._density is None:
+            return super().explained(phi, x)
+        log_px, pullback = self._density(phi, x)
+        return log_px, lambda weights: [pullback(weights)]
 
 
 def _kept(elbo: Tensor, left_out: int) -> Tensor:

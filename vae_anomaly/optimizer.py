@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.optim.adamw import adamw
 
 if TYPE_CHECKING:
     from vae_anomaly.ensemble import Ensemble
+    from vae_anomaly.fused_adamw import FusedAdamW
     from vae_anomaly.training import Plan
 
 __all__ = ["FlatParameters", "one_cycle"]
@@ -19,6 +20,8 @@ __all__ = ["FlatParameters", "one_cycle"]
 N_PIECES = {"cuda": 36}
 # It reads four numbers at a time, if these are aligned.
 ALIGNED = 4
+# Shares that the moments keep, and what keeps a step finite.
+BETAS, EPS = (0.9, 0.999), 1e-8
 
 
 def one_cycle(step: int, n_steps: int, peak: float) -> float:
@@ -40,6 +43,13 @@ def one_cycle(step: int, n_steps: int, peak: float) -> float:
     return end + (peak - end) * (1.0 + math.cos(math.pi * (step - top) / (n_steps - top))) / 2.0
 
 
+class AdamW(Protocol):
+    """A step over parameters of shape (n_members, n_numbers), with the gradient of each member clipped."""
+
+    def step(self, learning_rate: Any) -> None:
+        """Follow the gradients, which it may write over; on a GPU the rate may be a number on the device."""
+
+
 class FlatParameters:
     """The parameters of an ensemble as views of one tensor, so that a step of AdamW [1]_ is a handful of operations.
 
@@ -50,26 +60,63 @@ class FlatParameters:
     .. [1] Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, https://arxiv.org/abs/1711.05101
     """
 
-    def __init__(self, ensemble: "Ensemble", plan: "Plan") -> None:
+    def __init__(self, ensemble: "Ensemble", plan: "Plan", *, fused: bool = False) -> None:
         self.shapes = {name: value.shape for name, value in ensemble.params.items()}
         self.flat = _join([value.detach() for value in ensemble.params.values()])
-        ensemble.params = self._views(self.flat)
-        self.weight_decay = plan.weight_decay
-        self.limit = plan.max_grad_norm * math.prod(ensemble.skeleton.event_shape)
-        n_pieces = N_PIECES.get(self.flat.device.type, 1)
-        self.gradient, mean, square = (torch.zeros_like(self.flat) for _ in range(3))
-        self.pieces = [_pieces(value, n_pieces) for value in (self.flat, self.gradient, mean, square)]
-        self.n_steps = list(torch.zeros(len(self.pieces[0]), device=self.flat.device).unbind())
+        ensemble.params = {name: value.requires_grad_() for name, value in self._views(self.flat).items()}
+        self.gradient = torch.zeros_like(self.flat)
+        self.places = self._views(self.gradient)
+        """Where the gradient of each parameter lies in a step: what is put there need not be copied."""
+        # The longest gradient, by entry: wide tables have longer ones.
+        limit = plan.max_grad_norm * math.prod(ensemble.skeleton.event_shape)
+        self.adamw: AdamW = _adamw(fused=fused)(self.flat, self.gradient, limit, plan.weight_decay)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         # Views of a slice: they keep the stride of the whole from member to member.
         parts = torch.split(flat, [shape[1:].numel() for shape in self.shapes.values()], dim=1)
-        views = zip(self.shapes.items(), parts, strict=True)
-        return {name: part.view(shape).requires_grad_() for (name, shape), part in views}
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def step(self, gradients: Sequence[Tensor], learning_rate: float | Tensor) -> None:
         """Follow the gradients of all parameters, those of each member scaled to at most ``max_grad_norm`` an entry."""
-        _join(gradients, out=self.gradient)
+        elsewhere = [
+            (place, own) for place, own in zip(self.places.values(), gradients, strict=True) if own is not place
+        ]
+        if len(elsewhere) == len(self.places):
+            _join(gradients, out=self.gradient)
+        else:
+            for place, own in elsewhere:
+                place.copy_(own)
+        self.adamw.step(learning_rate)
+
+    def copy(self) -> Tensor:
+        """The parameters as they are now."""
+        return self.flat.clone()
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Parameters by name, each a tensor of its own."""
+        return {name: part.detach().contiguous().requires_grad_() for name, part in self._views(flat).items()}
+
+
+class PlainAdamW:
+    """By torch's operations, on any device.
+
+    Parameters
+    ----------
+    flat, gradient : Tensor of shape (n_members, n_numbers)
+        Parameters, which a step changes in place, and where their gradients are put before it.
+    limit : float
+        The longest gradient of a member.
+    weight_decay : float
+    """
+
+    def __init__(self, flat: Tensor, gradient: Tensor, limit: float, weight_decay: float) -> None:
+        self.gradient, self.limit, self.weight_decay = gradient, limit, weight_decay
+        n_pieces = N_PIECES.get(flat.device.type, 1)
+        mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
+        self.pieces = [_pieces(value, n_pieces) for value in (flat, gradient, mean, square)]
+        self.n_steps = list(torch.zeros(len(self.pieces[0]), device=flat.device).unbind())
+
+    def step(self, learning_rate: float | Tensor) -> None:
         norm = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
         factor = (self.limit / (norm + 1e-6)).clamp(max=1.0)
         # A processor can be asked whether there is anything to do.
@@ -79,16 +126,16 @@ class FlatParameters:
         # The function under the class of this name, which adds half the time to a step as small as this.
         adamw(
             flat, gradient, mean, square, [], self.n_steps, fused=True, amsgrad=False,
-            beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=self.weight_decay, eps=1e-8, maximize=False,
+            beta1=BETAS[0], beta2=BETAS[1], lr=learning_rate, weight_decay=self.weight_decay, eps=EPS, maximize=False,
         )  # fmt: skip
 
-    def copy(self) -> Tensor:
-        """The parameters as they are now."""
-        return self.flat.clone()
 
-    def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """Parameters by name, each a tensor of its own."""
-        return {name: part.detach().contiguous().requires_grad_() for name, part in self._views(flat).items()}
+def _adamw(*, fused: bool) -> "type[PlainAdamW | FusedAdamW]":
+    if not fused:
+        return PlainAdamW
+    from vae_anomaly.fused_adamw import FusedAdamW
+
+    return FusedAdamW
 
 
 def _join(values: Iterable[Tensor], out: Tensor | None = None) -> Tensor:

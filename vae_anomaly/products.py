@@ -53,8 +53,12 @@ def _multiplies_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in BFLOAT16)
 
 
-def products_for(precision: str, device: torch.device, n_rows: int, weights: Iterable[torch.Tensor]) -> str:
+def products_for(
+    precision: str, device: torch.device, n_rows: int, weights: Iterable[torch.Tensor], *, fused: bool = False
+) -> str:
     """How to multiply so many rows by each of stacked weights, under one of ``PRECISIONS``; the largest decide.
+
+    Programs that ``fused`` says to be ours gain at any size.
 
     Examples
     --------
@@ -68,7 +72,7 @@ def products_for(precision: str, device: torch.device, n_rows: int, weights: Ite
         return chosen.processor
     # A convolution takes a weight to every pixel.
     largest = max((math.inf if value.ndim > 3 else value.numel() for value in weights), default=0)
-    return chosen.gpu if n_rows * largest >= MIN_MULTIPLICATIONS else FULL
+    return chosen.gpu if fused or n_rows * largest >= MIN_MULTIPLICATIONS else FULL
 
 
 @contextmanager

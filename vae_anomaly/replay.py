@@ -87,8 +87,9 @@ def _garbage_kept() -> Iterator[None]:
 
 
 # Priorities of streams. Torch has 32 of each, and hands them out again and again: what is recorded may not be in one by
-# which another thread copies, as it waits for its copies, and waiting ends a recording.
-RECORDED, COPIED = -1, 0
+# which another thread copies, as it waits for its copies, and waiting ends a recording. What nobody waits for before
+# the end comes after what others do.
+RECORDED, BESIDE, COPIED = -2, -1, 0
 # Streams that nobody has at the moment, by device and priority: for each one in use, libraries keep memory to work in.
 _IDLE: dict[tuple[torch.device, int], list[torch.cuda.Stream]] = {}
 # The one that all threads share, by device.
@@ -130,7 +131,7 @@ def own_stream(device: torch.device) -> Iterator[None]:
         yield
         return
     usual = torch.cuda.current_stream(device)
-    with lent_stream(device, RECORDED) as own, lent_stream(device, RECORDED) as beside:
+    with lent_stream(device, RECORDED) as own, lent_stream(device, BESIDE) as beside:
         _BESIDE[own.cuda_stream] = beside
         own.wait_stream(usual)
         try:

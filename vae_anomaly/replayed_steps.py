@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,13 +13,49 @@ from vae_anomaly.replay import Replayed
 from vae_anomaly.streaming import RowsOnDisk
 from vae_anomaly.supply import Supply
 
+if TYPE_CHECKING:
+    from vae_anomaly.fused_supply import FusedSupply
+
 __all__ = ["ReplayedSteps", "Step"]
 
 # Numbers that are laid out at once, of base samples and of rows that do not lie on the device.
 MAX_LAID_OUT = 16_000_000
 
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
-"""Takes a batch, base samples, beta, the learning rate, and how many rows are left out; gives terms to keep."""
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Takes a batch, base samples, beta, the learning rate, and how many rows are left out; gives two terms of each row."""
+
+
+class LaidOut:
+    """What the steps take, one after the other, and places for what they say.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, *event_shape), or None
+        None where the samples themselves are laid out.
+    samples : Tensor of shape (n_steps, n_members, n_rows), or with event_shape behind
+        Places of each batch in ``x``, or the samples.
+    eps : Tensor of shape (n_steps, n_members, n_rows, latent_dim)
+    rates : Tensor of shape (n_steps, 2)
+    terms : Tensor of shape (n_steps, 2, n_members)
+        Where the means of the two terms go.
+    place : LongTensor of shape (1,)
+        Which step is next.
+    """
+
+    def __init__(
+        self, x: Tensor | None, samples: Tensor, eps: Tensor, rates: Tensor, terms: Tensor, place: Tensor
+    ) -> None:
+        self.x, self.samples, self.eps, self.rates, self.terms, self.place = x, samples, eps, rates, terms, place
+
+    def take(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples, base samples and rates of the next step."""
+        chosen, eps = self.samples.index_select(0, self.place)[0], self.eps.index_select(0, self.place)
+        return chosen if self.x is None else self.x[chosen], eps, self.rates.index_select(0, self.place)[0]
+
+    def note(self, reconstruction: Tensor, kl: Tensor) -> None:
+        """Put down the means of the terms of this step, of shape (n_members, n), and go on to the next."""
+        self.terms.index_copy_(0, self.place, torch.stack([reconstruction, kl]).mean(dim=-1)[None])
+        self.place.add_(1)
 
 
 class ReplayedSteps:
@@ -37,6 +74,8 @@ class ReplayedSteps:
     most : int
         Steps that are taken at once.
     device : torch.device
+    fused : bool, default=False
+        Whether what a step takes and says is moved by programs of a GPU's own.
     """
 
     def __init__(
@@ -48,6 +87,8 @@ class ReplayedSteps:
         n_steps: int,
         most: int,
         device: torch.device,
+        *,
+        fused: bool = False,
     ) -> None:
         self.step, self.x, self.supply, self.schedule, self.device = step, x, supply, schedule, device
         n_estimators, n_rows, event_shape = len(supply.generators), supply.batch_size, tuple(x.shape[1:])
@@ -68,6 +109,15 @@ class ReplayedSteps:
             self._fetched = ahead(x.fetch(supply.rows(*span)) for span in spans)
         else:
             self.samples = torch.zeros(lead, dtype=torch.int64, device=device)
+        self.laid_out = self._laid_out(fused=fused)
+
+    def _laid_out(self, *, fused: bool) -> "LaidOut | FusedSupply":
+        x = None if isinstance(self.x, RowsOnDisk) else self.x
+        if x is None or not fused:
+            return LaidOut(x, self.samples, self.eps, self.rates, self.terms, self.place)
+        from vae_anomaly.fused_supply import FusedSupply
+
+        return FusedSupply(x, self.samples, self.eps, self.rates, self.terms, self.place)
 
     def advance(self, first: int, last: int) -> Tensor:
         """Take these steps; their terms, shape (2, n_steps, n_estimators)."""
@@ -104,9 +154,5 @@ class ReplayedSteps:
         return self._calls[left_out]
 
     def _take(self, left_out: int) -> None:
-        chosen, eps = self.samples.index_select(0, self.place)[0], self.eps.index_select(0, self.place)
-        batch = chosen if self._fetched is not None else self.x[chosen]
-        beta, rate = self.rates.index_select(0, self.place)[0]
-        terms = self.step(batch, eps, beta, rate, left_out)
-        self.terms.index_copy_(0, self.place, terms[None])
-        self.place.add_(1)
+        batch, eps, (beta, rate) = self.laid_out.take()
+        self.laid_out.note(*self.step(batch, eps, beta, rate, left_out))

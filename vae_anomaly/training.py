@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import TrainingError
+from vae_anomaly.fused_learning import is_fused
 from vae_anomaly.memory import keep_freed_memory
 from vae_anomaly.objective import objective_of
 from vae_anomaly.optimizer import FlatParameters, one_cycle
@@ -156,9 +157,14 @@ class _Run:
         self.step = 0
         n_draws = max(1, min(plan.n_mc_held_out, MAX_HELD_OUT // self.held_out_x.shape[1]))
         self.held_out_eps = self.supply.noise(n_draws).to(ensemble.device).movedim(1, 0)[:, :, None]
-        self.weights = FlatParameters(ensemble, plan)
-        self.products = products_for(plan.precision, ensemble.device, self.supply.batch_size, ensemble.params.values())
-        self.objective = objective_of(ensemble, x)
+        replayed = ensemble.device.type in REPLAYED_ON and plan.change is None
+        # Recorded: to ask for them one by one takes even longer than for torch's operations.
+        fused = replayed and is_fused(ensemble, plan.n_steps)
+        self.weights = FlatParameters(ensemble, plan, fused=fused)
+        self.products = products_for(
+            plan.precision, ensemble.device, self.supply.batch_size, ensemble.params.values(), fused=fused
+        )
+        self.objective = objective_of(ensemble, x, self.weights.places if fused else None)
         self.best_elbo = -math.inf
         self.best_check = 0
         self.best_weights = self.weights.copy()
@@ -168,10 +174,11 @@ class _Run:
         self.held_out: list[NDArray[np.float64]] = []
         self.look = Replayed(self._held_out_terms, ensemble.device)
         self.replayed: ReplayedSteps | None = None
-        if ensemble.device.type in REPLAYED_ON and plan.change is None:
+        if replayed:
             self.replayed = ReplayedSteps(
-                self._take, x, self.supply, self._schedule, plan.n_steps, self.steps_per_check, ensemble.device
-            )
+                self._take, x, self.supply, self._schedule, plan.n_steps, self.steps_per_check, ensemble.device,
+                fused=fused,
+            )  # fmt: skip
 
     @property
     def epoch(self) -> float:
@@ -210,7 +217,7 @@ class _Run:
             for self.step in range(first, last):
                 batch = self._next_batch()
                 eps = self.supply.noise(self.supply.batch_size).to(batch.device)[None]
-                taken.append(self._take(batch, eps, *self._schedule(self.step)))
+                taken.append(torch.stack(self._take(batch, eps, *self._schedule(self.step))).mean(dim=-1))
             terms = torch.stack(taken, dim=1)
         self.step = last
         reconstruction, kl = terms
@@ -220,11 +227,11 @@ class _Run:
 
     def _take(
         self, batch: Tensor, eps: Tensor, beta: float | Tensor, learning_rate: float | Tensor, left_out: int
-    ) -> Tensor:
-        """One step; the means of the terms of its batch, shape (2, n_estimators)."""
+    ) -> tuple[Tensor, Tensor]:
+        """One step; the two terms of the rows of its batch, each of shape (n_estimators, n)."""
         reconstruction, kl, gradients = self.objective.learned(batch, eps, beta, left_out)
         self.weights.step(gradients, learning_rate)
-        return torch.stack([reconstruction, kl]).mean(dim=-1)
+        return reconstruction, kl
 
     def _guard(self, losses: Tensor, first: int) -> None:
         """Stop at the first loss that is not finite; looked at once per check, so that no step waits for the device."""

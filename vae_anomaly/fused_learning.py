@@ -1,0 +1,45 @@
+"""Whether an ensemble learns by programs that Triton makes for a GPU, in place of torch's operations."""
+
+import functools
+
+import torch
+
+from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.products import PRECISIONS, multiplied
+from vae_anomaly.replay import Branch
+
+__all__ = ["is_fused"]
+
+# Triton compiles for six seconds, once on a machine, and takes 0.7 to fetch what it compiled, once in a process: fewer
+# steps than these have hardly more to gain.
+MIN_STEPS = 2000
+
+
+def is_fused(ensemble: Ensemble, n_steps: int) -> bool:
+    """Whether these steps are better taken by the programs, and whether that can be done here."""
+    return (
+        n_steps >= MIN_STEPS
+        and ensemble.device.type == "cuda"
+        and ensemble.joint() is not None
+        and all(value.dtype == torch.float32 for value in ensemble.params.values())
+        and _works(ensemble.device)
+    )
+
+
+@functools.cache
+def _works(device: torch.device) -> bool:
+    """Whether Triton is there, finds a compiler, and knows this GPU."""
+    x, weight, bias = (torch.zeros(shape, device=device) for shape in ((1, 4, 4), (1, 4, 4), (1, 4)))
+    try:
+        from vae_anomaly.fused_adamw import FusedAdamW
+        from vae_anomaly.fused_layers import FusedLayers
+        from vae_anomaly.fused_terms import fused_sampled
+
+        with multiplied(device, PRECISIONS["auto"].gpu):
+            out, pullback = FusedLayers(["affine"], [weight, bias], [weight.clone(), bias.clone()])(x)
+            fused_sampled(out, out[..., :2]).pullback(out[..., :2], out[..., 0])
+            pullback(out, Branch(device))
+            FusedAdamW(bias, bias.clone(), 1.0, 0.0).step(bias[0, 0])
+    except Exception:  # Whatever it is, there is another way.
+        return False
+    return True
