@@ -94,7 +94,15 @@ def _is_plain(X: Any, n_columns: int) -> TypeGuard[NDArray[np.float64]]:
     To find that out in this way, and to spare a data frame, has a row scored in four fifths of the time.
     """
     plain = type(X) is np.ndarray and X.dtype == np.float64 and X.ndim == 2
-    return plain and len(X) > 0 and X.shape[1] == n_columns and not np.isinf(X).any()
+    return plain and len(X) > 0 and X.shape[1] == n_columns and not _holds_infinite(X)
+
+
+def _holds_infinite(numbers: NDArray[np.float64]) -> bool:
+    """Whether some number is infinite; of a table of moderate numbers known in a fifth of the time."""
+    # A sum of squares is finite only if all of them are. It is not where a number is missing, or so large.
+    if numbers.flags.c_contiguous and math.isfinite(np.vdot(numbers, numbers)):
+        return False
+    return bool(np.isinf(numbers).any())
 
 
 def _unmasked(X: "np.ma.MaskedArray[Any, Any]") -> NDArray[Any]:
