@@ -126,11 +126,22 @@ def test_a_step_takes_and_says_what_was_laid_out_for_it(n_entries):
     torch.testing.assert_close(walk(fused_supply.FusedSupply), walk(LaidOut))
 
 
-def test_a_fit_by_programs_is_the_fit_by_operations(monkeypatch):
+@pytest.mark.parametrize("likelihood", ["gaussian", "student_t"])
+def test_a_fit_by_programs_is_the_fit_by_operations(likelihood, monkeypatch):
+    """On a GPU with steps that are recorded, which the interpreter would take long for."""
+    n_steps = 100 if DEVICE.type == "cuda" else 4
+
     def fit(*, fused):
         monkeypatch.setattr(training, "REPLAYED_ON", ("cpu", "cuda"))
         monkeypatch.setattr(training, "is_fused", lambda ensemble, n_steps: fused)
-        small = {**TINY, "n_estimators": 2, "hidden": (8,), "max_steps": 4, "batch_size": 16}
+        small = {
+            **TINY,
+            "n_estimators": 2,
+            "hidden": (8, 8),
+            "max_steps": n_steps,
+            "batch_size": 16,
+            "likelihood": likelihood,
+        }
         detector = VAEDetector(**small, precision="float32").fit(numbers(60))
         return detector.history_.train_elbo, detector.history_.val_elbo, detector.anomaly_score(numbers(20))
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from tables import TINY, mixed, numbers
 
-from vae_anomaly import detector as detector_module
-from vae_anomaly import replay, replayed_steps, training
+from vae_anomaly import fitting, replay, replayed_steps, training
 from vae_anomaly.data.batches import open_batches
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.likelihoods import LIKELIHOODS
@@ -264,7 +263,7 @@ def test_recorded_steps_know_convolutions(not_recorded):
 
 @on_gpu
 def test_a_gpu_fetches_rows_that_do_not_lie_on_it(monkeypatch):
-    monkeypatch.setattr(detector_module, "on_disk", lambda encoded: True)
+    monkeypatch.setattr(fitting, "on_disk", lambda encoded: True)
     found, again = (curves(device="cuda") for _ in range(2))
     assert np.array_equal(found, again)
     monkeypatch.undo()
@@ -287,6 +286,24 @@ def test_a_file_is_scored_on_a_gpu_as_a_table_is(tmp_path):
     run.to_file(str(tmp_path / "scores.csv"), ".csv", task={})
     found = np.genfromtxt(tmp_path / "scores.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
     np.testing.assert_allclose(found["anomaly_score"], detector.anomaly_score(frame), rtol=1e-4, atol=1e-4)
+
+
+def test_calls_of_a_function_are_as_many_as_were_asked_for():
+    count = torch.zeros(())
+    counting = Replayed(lambda: count.add_(1.0), count.device)
+    for n_calls in (0, 3, 20, 1):
+        counting.run(n_calls)
+    assert float(count) == 24
+
+
+@on_gpu
+def test_recorded_calls_are_as_many_as_were_asked_for():
+    count = torch.zeros((), device="cuda")
+    with replay.own_stream(count.device):
+        counting = Replayed(lambda: count.add_(1.0), count.device)
+        for n_calls in (2, 3 * replay.AT_ONCE + 5, 1, replay.AT_ONCE):
+            counting.run(n_calls)
+        assert float(count) == 4 * replay.AT_ONCE + 8
 
 
 @on_gpu
@@ -315,6 +332,6 @@ def test_a_table_fits_onto_a_gpu_if_it_takes_half_of_what_is_free(monkeypatch):
 @on_gpu
 def test_a_gpu_fetches_rows_that_it_has_no_memory_for(monkeypatch):
     wanted = curves(device="cuda")
-    monkeypatch.setattr(detector_module, "fits", lambda n_bytes, device: False)
+    monkeypatch.setattr(fitting, "fits", lambda n_bytes, device: False)
     found = curves(device="cuda")
     assert abs(found[-1].mean() - wanted[-1].mean()) < 0.3

@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 # Calls before the recording, in which libraries set up what they may not set up while they are recorded.
 N_WARM = 3
+# Calls that one graph holds where many follow each other.
+AT_ONCE = 8
 
 
 class Replayed:
@@ -38,6 +40,28 @@ class Replayed:
         self.function, self.device = function, device
         self.n_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._of_several: torch.cuda.CUDAGraph | None = None
+
+    def run(self, n_calls: int) -> None:
+        """Call it so many times, whatever the results: on a GPU several times as one graph.
+
+        Between two graphs there is a pause, and whoever launches them needs Python's lock.
+        """
+        while n_calls:
+            if self._graph is not None and self._of_several is None and n_calls >= AT_ONCE:
+                # Either is through before the other begins, so both can have the same memory. One that can't be
+                # recorded a second time is called one by one.
+                self._of_several, _ = recorded(self._several_times, self._graph.pool())
+            if self._of_several is None or n_calls < AT_ONCE:
+                self()
+                n_calls -= 1
+            else:
+                self._of_several.replay()
+                n_calls -= AT_ONCE
+
+    def _several_times(self) -> None:
+        for _ in range(AT_ONCE):
+            self.function()
 
     def __call__(self) -> Any:
         if self.device.type == "cuda" and self.n_calls == N_WARM:
