@@ -32,6 +32,9 @@ __all__ = ["Fitted", "fit_ensemble", "generator_of", "map_calibration", "marks_o
 
 Floats = NDArray[np.float64]
 
+# Numbers of rows that are hashed at a time: what is made of them is still in the cache.
+HASHED = 500_000
+
 
 class Fitted(NamedTuple):
     """What training leaves."""
@@ -164,7 +167,8 @@ def marks_of(
         return part
 
     def hashed(rows: NDArray[np.intp]) -> NDArray[np.uint64]:
-        return sketch(by_blocks(lambda part: row_hashes(wanted(part)), encoded, rows))
+        parts = list(blocks(len(rows), encoded.shape[1], at_once=HASHED)) or [slice(0)]
+        return sketch(np.concatenate([row_hashes(wanted(encoded[rows[part]])) for part in parts]))
 
     fingerprint = hashlib.sha256()
     for part in blocks(*encoded.shape):
