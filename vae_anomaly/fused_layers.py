@@ -280,13 +280,21 @@ class FusedLayers:
         values = [value.detach() for value in weights]
         self.maps = list(zip(values[::2], values[1::2], strict=True))
         self.into, self.wanted = list(into), wanted
+        self.begun: tuple[list[Tensor], Branch] | None = None
+
+    @torch.no_grad()
+    def begin(self) -> tuple[list[Tensor], Branch]:
+        """The weights by columns, for which nobody waits before the way back; the next call takes them."""
+        beside = Branch(self.maps[0][0].device)
+        turned = [beside.run(functools.partial(_turned, weight)) for weight, _ in self.maps[not self.wanted :]]
+        self.begun = turned, beside
+        return self.begun
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, "FusedPullback"]:
         """Of samples of shape (n_networks, n_samples, n_in)."""
-        beside, kept, skipped = Branch(x.device), [], []
-        # Nobody waits for them before the way back.
-        turned = [beside.run(functools.partial(_turned, weight)) for weight, _ in self.maps[not self.wanted :]]
+        (turned, beside), self.begun = self.begun or self.begin(), None
+        kept, skipped = [], []
         h, maps = Value(x.contiguous()), iter(self.maps)
         for move, after in zip(self.moves, [*self.moves[1:], None], strict=True):
             if move is None:

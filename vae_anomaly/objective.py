@@ -118,6 +118,7 @@ class _WrittenOut:
 
     @torch.no_grad()
     def learned(self, x: Tensor, eps: Tensor, beta: float | Tensor, left_out: int) -> Learned:
+        self.begin()
         raw, back_to_encoder = self.encoder(self.vae.encoder_input(x))
         z, kl, back_to_raw = self.sampled(raw, eps[0])
         said, back_to_decoder = self.decoder(z)
@@ -133,6 +134,9 @@ class _WrittenOut:
         branch.join()
         found = [*of_own, *of_encoder, *of_decoder]
         return Learned(reconstruction, kl, [found[place] for place in self.order])
+
+    def begin(self) -> None:
+        """Whatever a step can do before it knows its samples."""
 
     def weighted(self, reconstruction: Tensor, kl: Tensor, left_out: int) -> tuple[Tensor, Tensor, Tensor]:
         """Terms of the samples that are learned from, and what each sample counts; one number if all count the same."""
@@ -167,11 +171,16 @@ class _Fused(_WrittenOut):
             into = [places[id(value)] for value in layers.weights]
             return FusedLayers(layers.steps, layers.weights, into, wanted=wanted)
 
-        self.encoder, self.decoder = fused(joint.encoder, wanted=False), fused(joint.decoder, wanted=True)
+        self._layers = fused(joint.encoder, wanted=False), fused(joint.decoder, wanted=True)
+        self.encoder, self.decoder = self._layers
         self._sampled, self._density = fused_sampled, None
         self._shares: dict[int, Tensor] = {}
         if joint.complete and type(joint.likelihood) in FUSED:
             self._density = FusedDensity(joint.likelihood, ensemble.n_estimators, math.prod(joint.event_shape))
+
+    def begin(self) -> None:
+        self._layers[0].begin()
+        self._layers[1].begin()
 
     def weighted(self, reconstruction: Tensor, kl: Tensor, left_out: int) -> tuple[Tensor, Tensor, Tensor]:
         if left_out:
