@@ -7,7 +7,7 @@ import torch
 from tables import TINY, numbers
 
 from vae_anomaly.detector import VAEDetector
-from vae_anomaly.fitting import fit_ensemble, generator_of, map_calibration, marks_of
+from vae_anomaly.fitting import fingerprint_of, fit_ensemble, generator_of, map_calibration, marks_of
 from vae_anomaly.scores import neg_log_px_z
 from vae_anomaly.splitting import split_rows
 
@@ -54,9 +54,10 @@ def test_calibration_rows_are_scored_by_members_that_did_not_learn_from_them(det
 def test_marks_that_nobody_wants_any_more_are_left():
     encoded, unwanted = np.zeros((60, 3), np.float32), threading.Event()
     split = split_rows(60, 19, [generator_of(0, member) for member in range(4)])
-    fingerprint, marks = marks_of(encoded, split, unwanted)
-    assert len(fingerprint) == 64
-    assert sorted(marks) == ["calibration", "labels", "training"]
+    assert len(fingerprint_of(encoded, unwanted)) == 64
+    assert sorted(marks_of(encoded, split, unwanted)) == ["calibration", "labels", "training"]
     unwanted.set()
+    with pytest.raises(CancelledError):
+        fingerprint_of(encoded, unwanted)
     with pytest.raises(CancelledError):
         marks_of(encoded, split, unwanted)

@@ -28,7 +28,7 @@ from vae_anomaly.calibration import (
 from vae_anomaly.encoding import encode_rows
 from vae_anomaly.errors import look_up
 from vae_anomaly.features import FeatureSchema
-from vae_anomaly.fitting import fit_ensemble, generator_of, map_calibration, marks_of
+from vae_anomaly.fitting import fingerprint_of, fit_ensemble, generator_of, map_calibration, marks_of
 from vae_anomaly.groups import row_groups
 from vae_anomaly.in_parts import TableInParts
 from vae_anomaly.inputs import to_fit, to_score
@@ -335,8 +335,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.fitted_params_: dict[str, Any] = copy.deepcopy({**self.get_params(), "random_state": self.seed_})
         learned = with_changed_copies(self, self.schema_, frame, encoded, split, generators[-1])
         unwanted = threading.Event()
-        with ThreadPoolExecutor(1) as aside:
-            # Of images this takes a third of what a GPU takes to train, and asks for nothing that it makes.
+        with ThreadPoolExecutor(2) as aside:
+            # Of images this takes as long as a GPU takes to train, and asks for nothing that it makes.
+            fingerprint = aside.submit(fingerprint_of, encoded, unwanted)
             marks = aside.submit(marks_of, encoded, split, unwanted)
             try:
                 fitted = fit_ensemble(self, *learned, generators, on_check)
@@ -348,7 +349,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         scores = self._calibration_map(self._score_function(self._score()), encoded, split)
         scores[by_blocks(_is_empty, encoded, split.calibration)] = np.nan
         self._set_calibration(first_calibration(scores, self.threshold, self.fpr, rows, split))
-        self.fingerprint_, self.row_hashes_ = marks.result()
+        self.fingerprint_, self.row_hashes_ = fingerprint.result(), marks.result()
         self.usual_shares_ = self._usual_shares(encoded, split)
         self.notes_: dict[str, Any] = {}
         return self

@@ -28,7 +28,7 @@ from vae_anomaly.training import History, OnCheck, active_units, train
 if TYPE_CHECKING:
     from vae_anomaly.detector import VAEDetector
 
-__all__ = ["Fitted", "fit_ensemble", "generator_of", "map_calibration", "marks_of"]
+__all__ = ["Fitted", "fingerprint_of", "fit_ensemble", "generator_of", "map_calibration", "marks_of"]
 
 Floats = NDArray[np.float64]
 
@@ -153,28 +153,30 @@ def map_calibration(
     return results[: split.n_folds].reshape(-1, *results.shape[2:])
 
 
-def marks_of(
-    encoded: NDArray[np.float32], split: Split, unwanted: threading.Event
-) -> tuple[str, dict[str, NDArray[np.uint64]]]:
-    """By what the rows of a fit are known again: all of them together, and each of them by what it is for.
+def fingerprint_of(encoded: NDArray[np.float32], unwanted: threading.Event) -> str:
+    """By what the rows of a fit are known again, all of them together."""
+    fingerprint = hashlib.sha256()
+    for part in blocks(*encoded.shape):
+        fingerprint.update(np.ascontiguousarray(_wanted(encoded[part], unwanted)).data)
+    return fingerprint.hexdigest()
 
-    A part of them at a time, so that nobody who wants them no longer has to wait.
-    """
 
-    def wanted(part: NDArray[np.float32]) -> NDArray[np.float32]:
-        if unwanted.is_set():
-            raise CancelledError
-        return part
+def marks_of(encoded: NDArray[np.float32], split: Split, unwanted: threading.Event) -> dict[str, NDArray[np.uint64]]:
+    """The same of each of them, by what it is for."""
 
     def hashed(rows: NDArray[np.intp]) -> NDArray[np.uint64]:
         parts = list(blocks(len(rows), encoded.shape[1], at_once=HASHED)) or [slice(0)]
-        return sketch(np.concatenate([row_hashes(wanted(encoded[rows[part]])) for part in parts]))
+        return sketch(np.concatenate([row_hashes(_wanted(encoded[rows[part]], unwanted)) for part in parts]))
 
-    fingerprint = hashlib.sha256()
-    for part in blocks(*encoded.shape):
-        fingerprint.update(np.ascontiguousarray(wanted(encoded[part])).data)
-    return fingerprint.hexdigest(), {
+    return {
         "training": hashed(split.fitted),
         "calibration": hashed(split.calibration),
         "labels": sketch(row_hashes(encoded[:0])),
     }
+
+
+def _wanted(part: NDArray[np.float32], unwanted: threading.Event) -> NDArray[np.float32]:
+    """A part of the rows, so that nobody who wants to know no more has to wait for all of them."""
+    if unwanted.is_set():
+        raise CancelledError
+    return part
