@@ -29,8 +29,12 @@ TABLE = {
     "memory": set(),
     "frames": set(),
     "in_parts": {"errors", "frames", "scratch"},
-    "fused_search": set(),
-    "neighbours": {"fused_search"},
+    "kernels": set(),
+    "kernels.search": set(),
+    "kernels.adamw": set(),
+    "kernels.supply": set(),
+    "kernels.layers": {"replay"},
+    "neighbours": {"kernels.search"},
     "number_texts": set(),
     "pipeline": set(),
     "workers": {"pipeline"},
@@ -60,14 +64,16 @@ TABLE = {
     "image_scores": {"vae"},
     "scores": {"image_scores", "neighbours", "patches", "usual", "vae"},
     "pullbacks": {"likelihoods", "vae"},
-    "objective": {"ensemble", "nets", "pullbacks", "replay", "scratch", "vae"},
-    "optimizer": set(),
+    "kernels.terms": {"likelihoods", "pullbacks", "vae"},
+    "kernels.learning": {"ensemble", "kernels.adamw", "kernels.layers", "kernels.terms", "products", "replay"},
+    "objective": {"ensemble", "kernels.layers", "kernels.terms", "nets", "pullbacks", "replay", "scratch", "vae"},
+    "optimizer": {"kernels.adamw"},
     "products": set(),
     "supply": {"splitting"},
-    "replayed_steps": {"pipeline", "replay", "streaming", "supply"},
+    "replayed_steps": {"kernels.supply", "pipeline", "replay", "streaming", "supply"},
     "training": {
-        "ensemble", "errors", "memory", "objective", "optimizer", "products", "replay", "replayed_steps", "streaming",
-        "supply", "vae",
+        "ensemble", "errors", "kernels.learning", "memory", "objective", "optimizer", "products", "replay",
+        "replayed_steps", "streaming", "supply", "vae",
     },
     # Tables and files.
     "bends": set(),
@@ -227,7 +233,7 @@ TABLE = {
 }  # fmt: skip
 
 TORCH_LAYER = (
-    "backbones", "filters", "fused", "fused_search", "nets", "likelihoods", "patch_grid", "priors", "vae", "ensemble",
+    "backbones", "filters", "fused", "kernels", "nets", "likelihoods", "patch_grid", "priors", "vae", "ensemble",
     "scores", "optimizer", "training", "augment", "streaming", "products", "replay", "replayed_steps", "supply",
 )  # fmt: skip
 FREE_OF_TORCH = (

@@ -73,7 +73,7 @@ def nearest(x: Tensor, points: Tensor, observed: Tensor | None = None, lengths: 
     if lengths is None and counted.ndim == 1:
         lengths = half_squared_lengths(points, counted)
     if x.device.type == "cuda" and _is_fused(x, points, holed=lengths is None):
-        from vae_anomaly.fused_search import fused_nearest
+        from vae_anomaly.kernels.search import fused_nearest
 
         return fused_nearest(x, points, counted, lengths, GROUP)
     if x.device.type == "cuda":
@@ -117,7 +117,7 @@ def _fuses(device: torch.device, n_entries: int, holed: bool) -> bool:
     """Whether Triton is there, finds a compiler, and knows this GPU."""
     row = torch.zeros(1, n_entries, device=device)
     try:
-        from vae_anomaly.fused_search import fused_nearest
+        from vae_anomaly.kernels.search import fused_nearest
 
         fused_nearest(row, row, row, None if holed else row[:, 0], GROUP)
     except Exception:  # Whatever it is, there is another way.

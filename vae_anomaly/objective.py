@@ -16,7 +16,7 @@ from vae_anomaly.vae import VAE
 
 if TYPE_CHECKING:
     from vae_anomaly.fused import LearnedLayers
-    from vae_anomaly.fused_layers import FusedLayers
+    from vae_anomaly.kernels.layers import FusedLayers
 
 __all__ = ["Learned", "Objective", "objective_of"]
 
@@ -50,7 +50,7 @@ def objective_of(ensemble: Ensemble, x: Tensor, into: Mapping[str, Tensor] | Non
     """The objective of an ensemble on samples of ``x``, of shape (n_samples, *event_shape).
 
     ``into`` names places for gradients of parameters, some of which are then put there: for ensembles of which
-    :func:`~vae_anomaly.fused_learning.is_fused` says that a GPU learns by its own programs.
+    :func:`~vae_anomaly.kernels.learning.is_fused` says that a GPU learns by its own programs.
 
     Examples
     --------
@@ -161,8 +161,8 @@ class _Fused(_WrittenOut):
 
     def __init__(self, ensemble: Ensemble, joint: VAE, into: Mapping[str, Tensor]) -> None:
         super().__init__(ensemble, joint)
-        from vae_anomaly.fused_layers import FusedLayers
-        from vae_anomaly.fused_terms import FUSED, FusedDensity, fused_sampled
+        from vae_anomaly.kernels.layers import FusedLayers
+        from vae_anomaly.kernels.terms import FUSED, FusedDensity, fused_sampled
 
         places = {id(value): into[name] for name, value in ensemble.params.items()}
 

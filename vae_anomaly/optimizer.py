@@ -10,7 +10,7 @@ from torch.optim.adamw import adamw
 
 if TYPE_CHECKING:
     from vae_anomaly.ensemble import Ensemble
-    from vae_anomaly.fused_adamw import FusedAdamW
+    from vae_anomaly.kernels.adamw import FusedAdamW
     from vae_anomaly.training import Plan
 
 __all__ = ["FlatParameters", "one_cycle"]
@@ -69,7 +69,7 @@ class FlatParameters:
         """Where the gradient of each parameter lies in a step: what is put there need not be copied."""
         # The longest gradient, by entry: wide tables have longer ones.
         limit = plan.max_grad_norm * math.prod(ensemble.skeleton.event_shape)
-        self.adamw: AdamW = _adamw(fused=fused)(self.flat, self.gradient, limit, plan.weight_decay)
+        self.adamw: AdamW = _adamw(fused=fused)(self.flat, self.gradient, limit, plan.weight_decay, BETAS, EPS)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         # Views of a slice: they keep the stride of the whole from member to member.
@@ -107,10 +107,23 @@ class PlainAdamW:
     limit : float
         The longest gradient of a member.
     weight_decay : float
+    betas : tuple of float
+        Shares that the two moments keep.
+    eps : float
+        What keeps a step finite.
     """
 
-    def __init__(self, flat: Tensor, gradient: Tensor, limit: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        flat: Tensor,
+        gradient: Tensor,
+        limit: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
         self.gradient, self.limit, self.weight_decay = gradient, limit, weight_decay
+        self.betas, self.eps = betas, eps
         n_pieces = N_PIECES.get(flat.device.type, 1)
         mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
         self.pieces = [_pieces(value, n_pieces) for value in (flat, gradient, mean, square)]
@@ -126,14 +139,15 @@ class PlainAdamW:
         # The function under the class of this name, which adds half the time to a step as small as this.
         adamw(
             flat, gradient, mean, square, [], self.n_steps, fused=True, amsgrad=False,
-            beta1=BETAS[0], beta2=BETAS[1], lr=learning_rate, weight_decay=self.weight_decay, eps=EPS, maximize=False,
+            beta1=self.betas[0], beta2=self.betas[1], lr=learning_rate, weight_decay=self.weight_decay, eps=self.eps,
+            maximize=False,
         )  # fmt: skip
 
 
 def _adamw(*, fused: bool) -> "type[PlainAdamW | FusedAdamW]":
     if not fused:
         return PlainAdamW
-    from vae_anomaly.fused_adamw import FusedAdamW
+    from vae_anomaly.kernels.adamw import FusedAdamW
 
     return FusedAdamW
 

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -11,14 +12,13 @@ from numpy.typing import NDArray
 
 from vae_anomaly.errors import DataError
 from vae_anomaly.scratch import blocks, empty_like_source
-from vae_anomaly.workers import side_by_side
 
 __all__ = ["ImageSchema", "PixelSchema", "Shape", "check_shape", "is_images", "pixels"]
 
 Shape = tuple[int, int, int]
 
-# Numbers of another type that become floats at a time, by each thread.
-CONVERTED = 250_000
+# Numbers of another type that become floats at a time, by each of so many threads.
+CONVERTED, N_CONVERTING = 250_000, 4
 
 
 def is_images(X: Any) -> bool:
@@ -77,8 +77,9 @@ def _as_floats(array: NDArray[Any], white: np.float32 | None) -> NDArray[np.floa
             floats[block] /= white
 
     # Each time what is still in the cache.
-    for _ in side_by_side(convert, blocks(len(array), math.prod(array.shape[1:]), at_once=CONVERTED)):
-        pass
+    parts = list(blocks(len(array), math.prod(array.shape[1:]), at_once=CONVERTED))
+    with ThreadPoolExecutor(max(1, min(len(parts), N_CONVERTING))) as threads:
+        list(threads.map(convert, parts))
     return floats
 
 

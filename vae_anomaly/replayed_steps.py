@@ -15,7 +15,7 @@ from vae_anomaly.streaming import RowsOnDisk
 from vae_anomaly.supply import Supply
 
 if TYPE_CHECKING:
-    from vae_anomaly.fused_supply import FusedSupply
+    from vae_anomaly.kernels.supply import FusedSupply
 
 __all__ = ["ReplayedSteps", "Step"]
 
@@ -116,7 +116,7 @@ class ReplayedSteps:
         x = None if isinstance(self.x, RowsOnDisk) else self.x
         if x is None or not fused:
             return LaidOut(x, self.samples, self.eps, self.rates, self.terms, self.place)
-        from vae_anomaly.fused_supply import FusedSupply
+        from vae_anomaly.kernels.supply import FusedSupply
 
         return FusedSupply(x, self.samples, self.eps, self.rates, self.terms, self.place)
 

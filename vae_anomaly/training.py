@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import TrainingError
-from vae_anomaly.fused_learning import is_fused
+from vae_anomaly.kernels.learning import is_fused
 from vae_anomaly.memory import keep_freed_memory
 from vae_anomaly.objective import objective_of
 from vae_anomaly.optimizer import FlatParameters, one_cycle

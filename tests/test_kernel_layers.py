@@ -8,10 +8,10 @@ from vae_anomaly.fused import LearnedLayers
 from vae_anomaly.nets import Layers, linear, trunk
 from vae_anomaly.replay import Branch
 
-fused_layers = pytest.importorskip("vae_anomaly.fused_layers", reason="needs Triton")
+kernels = pytest.importorskip("vae_anomaly.kernels.layers", reason="needs Triton")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-MODULE = "vae_anomaly.fused_layers"
+MODULE = "vae_anomaly.kernels.layers"
 HIDDEN = [(), (7, 6), (8, 8, 8), (40, 36)]
 N_NETWORKS = 3
 # Three times TF32 has the digits of float32, and the sums are others.
@@ -47,7 +47,7 @@ def test_results_and_gradients_are_those_of_the_operations(hidden, n_rows, gener
     steps, weights = layers_of(hidden)
     x, g = (torch.randn(N_NETWORKS, n_rows, n, generator=generator).to(DEVICE) for n in (5, 4))
     into = [torch.full_like(value, torch.nan) for value in weights]
-    found = both_ways(fused_layers.FusedLayers(steps, weights, into), x, g)
+    found = both_ways(kernels.FusedLayers(steps, weights, into), x, g)
     torch.testing.assert_close(found, both_ways(LearnedLayers(steps, weights), x, g), **CLOSE)
     assert all(own is place for own, place in zip(found[2:], into, strict=True))
 
@@ -55,10 +55,10 @@ def test_results_and_gradients_are_those_of_the_operations(hidden, n_rows, gener
 def test_rows_that_begin_where_a_gpu_reads_four_numbers_give_the_same(generator):
     steps, weights = layers_of((24, 24), n_in=12, n_out=8)
     x, g = (torch.randn(N_NETWORKS, 20, n, generator=generator).to(DEVICE) for n in (12, 8))
-    found = both_ways(fused_layers.FusedLayers(steps, weights, [torch.empty_like(value) for value in weights]), x, g)
+    found = both_ways(kernels.FusedLayers(steps, weights, [torch.empty_like(value) for value in weights]), x, g)
     wide = [torch.nn.functional.pad(value, (1, 0))[..., 1:] for value in weights]
-    assert fused_layers._options(fused_layers.OF_SAMPLES, 20, 24, x, weights[0])[1]["QUAD"] == 4
-    assert fused_layers._options(fused_layers.OF_SAMPLES, 20, 24, x, wide[0])[1]["QUAD"] == 1
+    assert kernels._options(kernels.OF_SAMPLES, 20, 24, x, weights[0])[1]["QUAD"] == 4
+    assert kernels._options(kernels.OF_SAMPLES, 20, 24, x, wide[0])[1]["QUAD"] == 1
     torch.testing.assert_close(found, both_ways(LearnedLayers(steps, weights), x, g), **CLOSE)
 
 
@@ -66,7 +66,7 @@ def test_the_gradient_of_samples_may_be_left_out(generator):
     steps, weights = layers_of((8, 8))
     x, g = (torch.randn(N_NETWORKS, 9, n, generator=generator).to(DEVICE) for n in (5, 4))
     into = [torch.empty_like(value) for value in weights]
-    out, pullback = fused_layers.FusedLayers(steps, weights, into, wanted=False)(x)
+    out, pullback = kernels.FusedLayers(steps, weights, into, wanted=False)(x)
     branch = Branch(x.device)
     nothing, found = pullback(g, branch, wanted=False)
     branch.join()
@@ -77,18 +77,18 @@ def test_the_gradient_of_samples_may_be_left_out(generator):
 
 def test_columns_become_rows(generator):
     x = torch.randn(2, 37, 70, generator=generator).to(DEVICE)
-    assert torch.equal(fused_layers._turned(x), x.mT)
+    assert torch.equal(kernels._turned(x), x.mT)
 
 
 def test_they_compile_for_a_gpu():
     def program(name, quad, products):
-        tile = fused_layers.OF_WEIGHTS if name == "_learn" else fused_layers.OF_SAMPLES
+        tile = kernels.OF_WEIGHTS if name == "_learn" else kernels.OF_SAMPLES
         sizes = {"SPLITS": tile.n_warps, "ROWS": tile.rows, "COLUMNS": tile.columns, "FACTORS": tile.factors}
         constants = {**sizes, "QUAD": quad, "PRECISION": products}
         options = {"num_warps": tile.n_warps, "num_stages": tile.n_stages}
-        return compiled.Program(MODULE, name, dict.fromkeys(fused_layers.OF_LAYER, "i32"), constants, options)
+        return compiled.Program(MODULE, name, dict.fromkeys(kernels.OF_LAYER, "i32"), constants, options)
 
     kinds = [("tf32", 4), ("tf32", 1), ("tf32x3", 4)]
     products = [program(name, quad, kind) for name in ("_affine", "_back", "_learn") for kind, quad in kinds]
-    lengths = dict.fromkeys(fused_layers.OF_LAYER, "i32")
-    compiled.check([*products, compiled.Program(MODULE, "_turn", lengths, {"SIDE": fused_layers.TURNED}, {})])
+    lengths = dict.fromkeys(kernels.OF_LAYER, "i32")
+    compiled.check([*products, compiled.Program(MODULE, "_turn", lengths, {"SIDE": kernels.TURNED}, {})])

@@ -9,7 +9,7 @@ import torch
 from vae_anomaly import neighbours
 from vae_anomaly.neighbours import GROUP, half_squared_lengths, nearest
 
-fused_search = pytest.importorskip("vae_anomaly.fused_search", reason="needs Triton")
+search_kernel = pytest.importorskip("vae_anomaly.kernels.search", reason="needs Triton")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 N_SEARCHES, N_ROWS = 2, 150
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 
 def search(x, points, counted, lengths=None):
     there = [None if value is None else value.to(DEVICE) for value in (x * counted, points, counted, lengths)]
-    return fused_search.fused_nearest(*there, GROUP)
+    return search_kernel.fused_nearest(*there, GROUP)
 
 
 @pytest.fixture(params=[3, 16, 30])
@@ -107,12 +107,12 @@ def test_rows_that_are_no_numbers_get_some_point():
 
 def test_it_compiles_for_a_gpu():
     numbers = dict.fromkeys(("n_rows", "n_points", "n_entries", "step", "per_search"), "i32")
-    sizes = {"ENTRIES": 32, "ROWS": fused_search.ROWS, "POINTS": fused_search.POINTS, "GROUP": GROUP}
-    options = {"num_warps": fused_search.N_WARPS, "num_stages": fused_search.N_STAGES}
+    sizes = {"ENTRIES": 32, "ROWS": search_kernel.ROWS, "POINTS": search_kernel.POINTS, "GROUP": GROUP}
+    options = {"num_warps": search_kernel.N_WARPS, "num_stages": search_kernel.N_STAGES}
     compiled.check(
         [
             compiled.Program(
-                "vae_anomaly.fused_search",
+                "vae_anomaly.kernels.search",
                 "_search",
                 {"found": "*i64", **numbers},
                 {**sizes, "HOLED": holed, "PRECISION": "tf32x3"},
@@ -134,7 +134,7 @@ def test_short_rows_and_many_distances_are_fused(monkeypatch):
 
 def test_without_triton_there_is_another_way(monkeypatch):
     neighbours._fuses.cache_clear()
-    monkeypatch.setitem(sys.modules, "vae_anomaly.fused_search", None)
+    monkeypatch.setitem(sys.modules, "vae_anomaly.kernels.search", None)
     assert not neighbours._fuses(DEVICE, 4, holed=False)
     monkeypatch.undo()
     neighbours._fuses.cache_clear()

@@ -11,8 +11,8 @@ from vae_anomaly.replay import Branch
 __all__ = ["is_fused"]
 
 # Triton compiles for six seconds, once on a machine, and takes 0.7 to fetch what it compiled, once in a process: fewer
-# steps than these have hardly more to gain.
-MIN_STEPS = 2000
+# steps than these have less to gain.
+MIN_STEPS = 4000
 
 
 def is_fused(ensemble: Ensemble, n_steps: int) -> bool:
@@ -31,15 +31,15 @@ def _works(device: torch.device) -> bool:
     """Whether Triton is there, finds a compiler, and knows this GPU."""
     x, weight, bias = (torch.zeros(shape, device=device) for shape in ((1, 4, 4), (1, 4, 4), (1, 4)))
     try:
-        from vae_anomaly.fused_adamw import FusedAdamW
-        from vae_anomaly.fused_layers import FusedLayers
-        from vae_anomaly.fused_terms import fused_sampled
+        from vae_anomaly.kernels.adamw import FusedAdamW
+        from vae_anomaly.kernels.layers import FusedLayers
+        from vae_anomaly.kernels.terms import fused_sampled
 
         with multiplied(device, PRECISIONS["auto"].gpu):
             out, pullback = FusedLayers(["affine"], [weight, bias], [weight.clone(), bias.clone()])(x)
             fused_sampled(out, out[..., :2]).pullback(out[..., :2], out[..., 0])
             pullback(out, Branch(device))
-            FusedAdamW(bias, bias.clone(), 1.0, 0.0).step(bias[0, 0])
+            FusedAdamW(bias, bias.clone(), 1.0, 0.0, (0.9, 0.999), 1e-8).step(bias[0, 0])
     except Exception:  # Whatever it is, there is another way.
         return False
     return True

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tables import TINY, numbers
 
-from vae_anomaly import fused_learning, training
+from vae_anomaly import training
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.kernels import learning
 from vae_anomaly.likelihoods import Bernoulli, Gaussian
 from vae_anomaly.objective import objective_of
 from vae_anomaly.optimizer import BETAS, EPS, FlatParameters, PlainAdamW
@@ -18,9 +19,9 @@ from vae_anomaly.pullbacks import WRITTEN_OUT, sampled
 from vae_anomaly.replayed_steps import LaidOut
 from vae_anomaly.training import Plan
 
-fused_adamw = pytest.importorskip("vae_anomaly.fused_adamw", reason="needs Triton")
-fused_supply = pytest.importorskip("vae_anomaly.fused_supply")
-fused_terms = pytest.importorskip("vae_anomaly.fused_terms")
+adamw = pytest.importorskip("vae_anomaly.kernels.adamw", reason="needs Triton")
+supply = pytest.importorskip("vae_anomaly.kernels.supply")
+terms = pytest.importorskip("vae_anomaly.kernels.terms")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -40,12 +41,13 @@ def normal(*shape, seed=0):
 @pytest.mark.parametrize("most_parts", [2, 1024])
 def test_a_step_is_that_of_torch_with_the_gradient_of_each_member_clipped(n_numbers, most_parts, monkeypatch):
     """Of three members, one has a gradient below the limit."""
-    monkeypatch.setattr(fused_adamw, "MAX_PARTS", most_parts)
+    monkeypatch.setattr(adamw, "MAX_PARTS", most_parts)
     start, limit = normal(3, n_numbers), 5.0
     flats, gradients = [start.clone(), start.clone()], [torch.zeros_like(start), torch.zeros_like(start)]
-    kinds = (PlainAdamW, fused_adamw.FusedAdamW)
+    kinds = (PlainAdamW, adamw.FusedAdamW)
     plain, fused = (
-        kind(flat, gradient, limit, 0.1) for kind, flat, gradient in zip(kinds, flats, gradients, strict=True)
+        kind(flat, gradient, limit, 0.1, BETAS, EPS)
+        for kind, flat, gradient in zip(kinds, flats, gradients, strict=True)
     )
     for seed, rate in enumerate((0.01, 0.02, 0.005)):
         found = normal(3, n_numbers, seed=seed) * torch.tensor([[0.01], [1.0], [10.0]], device=DEVICE)
@@ -63,7 +65,7 @@ def test_a_step_is_that_of_torch_with_the_gradient_of_each_member_clipped(n_numb
 @pytest.mark.parametrize("latent_dim", [1, 3, 20])
 def test_a_draw_and_its_way_back_are_those_of_the_formulas(latent_dim):
     raw, eps, of_z = 3.0 * normal(3, 37, 2 * latent_dim), normal(3, 37, latent_dim), normal(3, 37, latent_dim, seed=1)
-    plain, fused = sampled(raw, eps), fused_terms.fused_sampled(raw, eps)
+    plain, fused = sampled(raw, eps), terms.fused_sampled(raw, eps)
     torch.testing.assert_close(fused[:2], plain[:2], **CLOSE)
     for of_kl in (normal(1, 1).abs(), normal(3, 37).abs()):
         torch.testing.assert_close(fused.pullback(of_z, of_kl), plain.pullback(of_z.clone(), of_kl), **CLOSE)
@@ -73,11 +75,11 @@ def test_a_draw_and_its_way_back_are_those_of_the_formulas(latent_dim):
 @pytest.mark.parametrize("kind", [Bernoulli, Gaussian])
 def test_a_density_and_its_way_back_are_those_of_the_formulas(kind, n_entries):
     """Some of the values lie beyond the ends of the unit interval, some of what a decoder says at its bounds."""
-    assert kind in fused_terms.FUSED
+    assert kind in terms.FUSED
     likelihood, phi = kind((n_entries,)), 5.0 * normal(3, 7, n_entries, kind.n_params)
     likelihood.min_scale, x = 0.05 + normal(3, 1, n_entries).abs(), normal(3, 7, n_entries, seed=1)
     entries, plain = WRITTEN_OUT[kind](likelihood, phi, x)
-    log_px, fused = fused_terms.FusedDensity(likelihood, 3, n_entries)(phi, x)
+    log_px, fused = terms.FusedDensity(likelihood, 3, n_entries)(phi, x)
     torch.testing.assert_close(log_px, entries.sum(dim=-1), **CLOSE)
     for weights in (normal(1, 1).abs(), normal(3, 7).abs()):
         wanted = plain(-weights.unsqueeze(-1).expand_as(entries).clone())[0]
@@ -123,7 +125,7 @@ def test_a_step_takes_and_says_what_was_laid_out_for_it(n_entries):
             supply.note(taken[-3][..., 0], taken[-3][..., 1].square())
         return [*taken, terms, supply.place]
 
-    torch.testing.assert_close(walk(fused_supply.FusedSupply), walk(LaidOut))
+    torch.testing.assert_close(walk(supply.FusedSupply), walk(LaidOut))
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "student_t"])
@@ -154,45 +156,45 @@ def test_a_fit_by_programs_is_the_fit_by_operations(likelihood, monkeypatch):
 
 def test_only_many_steps_of_a_gpu_are_fused(make_vae):
     ensemble = Ensemble([make_vae()])
-    assert not fused_learning.is_fused(ensemble, 10**6)
+    assert not learning.is_fused(ensemble, 10**6)
     if DEVICE.type == "cuda":
         ensemble.to(DEVICE)
-        assert fused_learning.is_fused(ensemble, fused_learning.MIN_STEPS)
-        assert not fused_learning.is_fused(ensemble, fused_learning.MIN_STEPS - 1)
-        assert not fused_learning.is_fused(Ensemble([make_vae(prior="vamp")]).to(DEVICE), 10**6)
-        assert not fused_learning.is_fused(Ensemble([make_vae(dtype=torch.float64)]).to(DEVICE), 10**6)
+        assert learning.is_fused(ensemble, learning.MIN_STEPS)
+        assert not learning.is_fused(ensemble, learning.MIN_STEPS - 1)
+        assert not learning.is_fused(Ensemble([make_vae(prior="vamp")]).to(DEVICE), 10**6)
+        assert not learning.is_fused(Ensemble([make_vae(dtype=torch.float64)]).to(DEVICE), 10**6)
 
 
 def test_without_triton_there_are_the_operations(monkeypatch):
-    fused_learning._works.cache_clear()
-    monkeypatch.setitem(sys.modules, "vae_anomaly.fused_layers", None)
-    assert not fused_learning._works(DEVICE)
+    learning._works.cache_clear()
+    monkeypatch.setitem(sys.modules, "vae_anomaly.kernels.layers", None)
+    assert not learning._works(DEVICE)
     monkeypatch.undo()
-    fused_learning._works.cache_clear()
-    assert fused_learning._works(DEVICE)
+    learning._works.cache_clear()
+    assert learning._works(DEVICE)
 
 
 def test_they_compile_for_a_gpu():
     def program(module, name, types, numbers=(), **constants):
         types = {**types, **dict.fromkeys(numbers, "i32")}
-        return compiled.Program(f"vae_anomaly.{module}", name, types, constants, {})
+        return compiled.Program(f"vae_anomaly.kernels.{module}", name, types, constants, {})
 
     moments = {"FIRST": BETAS[0], "SECOND": BETAS[1]}
     of_step = {"decays": "*fp64", **dict.fromkeys(("limit", "weight_decay"), "fp32")}
     places = dict.fromkeys(("place", "now", "chosen"), "*i64")
     latent = {"BOUND": 10.0, "ROWS": 32, "LATENT": 32}
     density = {"BOUND": 10.0, "RAW_ONE": 0.5, "LOG_ROOT": 0.9, "NUMBERS": 1024}
-    lengths = fused_adamw.LENGTHS
+    lengths = adamw.LENGTHS
     compiled.check(
         [
-            program("fused_adamw", "_squares", of_step, lengths, **moments, NUMBERS=1024),
-            program("fused_adamw", "_update", of_step, lengths, **moments, EPS=EPS, NUMBERS=1024, PARTS=1024),
-            program("fused_supply", "_take", places, ("n_rows", "n_entries", "n_latent"), NUMBERS=1024),
-            program("fused_supply", "_note", places, ("n_rows",), NUMBERS=1024),
-            program("fused_terms", "_draw", {}, ("n_rows", "n_latent"), **latent),
-            program("fused_terms", "_draw_back", {}, ("n_rows", "n_latent", "per_row"), **latent),
+            program("adamw", "_squares", of_step, lengths, **moments, NUMBERS=1024),
+            program("adamw", "_update", of_step, lengths, **moments, EPS=EPS, NUMBERS=1024, PARTS=1024),
+            program("supply", "_take", places, ("n_rows", "n_entries", "n_latent"), NUMBERS=1024),
+            program("supply", "_note", places, ("n_rows",), NUMBERS=1024),
+            program("terms", "_draw", {}, ("n_rows", "n_latent"), **latent),
+            program("terms", "_draw_back", {}, ("n_rows", "n_latent", "per_row"), **latent),
             *(
-                program("fused_terms", "_density", {}, ("n_rows", "n_entries", "per_row"), **kind, **density)
+                program("terms", "_density", {}, ("n_rows", "n_entries", "per_row"), **kind, **density)
                 for kind in ({"BINARY": binary, "BACK": back} for binary in (True, False) for back in (True, False))
             ),
         ]
