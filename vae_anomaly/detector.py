@@ -147,9 +147,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     device : str or torch.device, default="auto"
         "auto" takes CUDA where there is some, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Of products in training. "auto" takes TF32 where they are large and the device is CUDA's, which for layers of
-        1,024 is twice as fast, and float32 elsewhere. "bfloat16" is for processors with instructions for it (AMX or
-        AVX512-BF16), and a setting of the whole process while it trains. Scores are computed in float32.
+        Of products in training. "auto" takes TF32 where they are large, or the steps many, and the device is CUDA's,
+        which for layers of 1,024 is twice as fast, and float32 elsewhere. "bfloat16" is for processors with
+        instructions for it (AMX or AVX512-BF16), and a setting of the whole process while it trains. Scores are
+        computed in float32.
     random_state : int, RandomState or None, default=0
         Seed of everything random: equal seeds give equal scores.
 

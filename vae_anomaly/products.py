@@ -18,7 +18,7 @@ class Precision(NamedTuple):
 
     processor: str = FULL
     gpu: str = FULL
-    """Of large ones."""
+    """Of large ones, and by programs of our own."""
 
 
 PRECISIONS = {"auto": Precision(gpu="tf32"), "float32": Precision(), "bfloat16": Precision(processor="bf16")}

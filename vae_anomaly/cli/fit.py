@@ -128,8 +128,8 @@ if TYPE_CHECKING:
     type=NameType("precision"),
     default="auto",
     show_default=True,
-    help="Of products in training. auto: TF32 for large ones on CUDA, else float32. bfloat16: for processors with AMX "
-    "or AVX512-BF16.",
+    help="Of products in training. auto: TF32 for large ones, or many, on CUDA, else float32. bfloat16: for processors "
+    "with AMX or AVX512-BF16.",
 )
 @overwrite_option
 @run_options
