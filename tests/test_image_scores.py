@@ -10,8 +10,9 @@ from PIL import Image
 
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.patches import patch_distances
 from vae_anomaly.picture import Picture, views_of
-from vae_anomaly.scores import IMAGE_REFERENCES, REFERENCES, SCORES, neg_elbo, scores_for, shares
+from vae_anomaly.scores import IMAGE_REFERENCES, PATCH_REFERENCES, REFERENCES, SCORES, neg_elbo, scores_for, shares
 from vae_anomaly.scoring import map_rows
 
 IMAGES = [name for name, score in SCORES.items() if score.images]
@@ -39,11 +40,18 @@ def make(make_vae, seed=0, *, dtype=torch.float32, n_codes=12):
     generator = torch.Generator().manual_seed(seed)
     train, held_out = torch.randn(2, n_codes, N_ENTRIES, generator=generator, dtype=dtype)
     eps = torch.randn(N_MC, 1, LATENT, generator=generator, dtype=dtype)
+
+    def keep(filled):
+        for name, value in filled.items():
+            assert value.shape == vae.get_buffer(name).shape
+            vae.get_buffer(name).copy_(value)
+
     with torch.no_grad():
         for fill in (*REFERENCES, *IMAGE_REFERENCES):
-            for name, value in fill(vae, train, held_out, eps).items():
-                assert value.shape == vae.get_buffer(name).shape
-                vae.get_buffer(name).copy_(value)
+            keep(fill(vae, train, held_out, eps))
+        distances = patch_distances(vae, held_out)
+        for fill in PATCH_REFERENCES:
+            keep(fill(vae, held_out, *distances))
     return vae
 
 

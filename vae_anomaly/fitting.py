@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -15,10 +15,11 @@ from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import PosteriorCollapseWarning
 from vae_anomaly.memory import fits
 from vae_anomaly.parameters import find_device
+from vae_anomaly.patches import patch_distances
 from vae_anomaly.planning import architecture, build_vae, n_held_out_references, n_references, training_plan
 from vae_anomaly.products import multiplied
 from vae_anomaly.row_hashes import row_hashes, sketch
-from vae_anomaly.scores import AVERAGED, IMAGE_REFERENCES, REFERENCES
+from vae_anomaly.scores import AVERAGED, IMAGE_REFERENCES, PATCH_REFERENCES, REFERENCES
 from vae_anomaly.scoring import IMPUTATION_STEPS, block_size, by_blocks, map_folds, map_rows
 from vae_anomaly.scratch import blocks, on_disk
 from vae_anomaly.splitting import Split, leave_out_entries
@@ -108,13 +109,23 @@ def _fill_references(
 ) -> NDArray[np.int64]:
     """Give members what their scores are compared with; how many of their latent variables are in use."""
     told = ensemble.told(imputation_steps=imputation_steps)
-    for fill in (*REFERENCES, *(IMAGE_REFERENCES if told.skeleton.picture else ())):
-        filled = told.map(fill, train_x, held_out_x, eps, in_dims=(0, 0, None))
+
+    def fill(reference: Callable[..., Any], *rows: torch.Tensor, shared: Sequence[torch.Tensor] = ()) -> None:
+        dims = (*(0 for _ in rows), *(None for _ in shared))
+        filled = told.map(reference, *rows, *shared, in_dims=dims)
         for name in filled.keys() & set(AVERAGED):
             # A fold of a small table says little about where scores usually lie; all folds together say more.
             filled[name] = filled[name].mean(dim=0, keepdim=True).expand_as(filled[name])
         # As a model file gives them back: a product with a transposed matrix may differ in the last bit.
         told.buffers.update({name: values.contiguous() for name, values in filled.items()})
+
+    for reference in (*REFERENCES, *(IMAGE_REFERENCES if told.skeleton.picture else ())):
+        fill(reference, train_x, held_out_x, shared=[eps])
+    if told.skeleton.picture:
+        # To find the nearest patches takes as long as all else here.
+        distances = told.map(patch_distances, held_out_x, in_dims=(0,))
+        for reference in PATCH_REFERENCES:
+            fill(reference, held_out_x, *distances)
     units: NDArray[np.int64] = told.map(active_units, train_x, in_dims=(0,)).cpu().numpy()
     if (units == 0).any():
         warnings.warn(

@@ -1,6 +1,7 @@
 """Patches of images beside those of training images: which of them no training image has there, or nearly there."""
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from vae_anomaly.picture import Picture, View
 from vae_anomaly.usual import middle_and_excess
 from vae_anomaly.vae import VAE
 
-__all__ = ["patch_entries", "patch_novelty", "usual_contrast", "usual_patches", "usual_views"]
+__all__ = ["patch_distances", "patch_entries", "patch_novelty", "usual_contrast", "usual_patches", "usual_views"]
 
 # Training images that patches are compared with; more of them find little more, at a price that grows with them.
 MAX_COMPARED = 1000
@@ -109,13 +110,18 @@ def _joined(z: Tensor) -> Tensor:
 
 def _compared(vae: VAE, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each view: excess at each place, in units of its spread, and squared differences (:func:`_squares`)."""
-    assert vae.picture is not None
     first = 0
-    for view in vae.picture.views:
+    for view in _check(vae).views:
         squares = _squares(vae, x, view)
-        mean, spread = vae.usual_patches[:, first : first + view.n_places]
-        yield ((_distances(squares) - mean) / spread).clamp(min=0.0), squares
+        yield _excess(vae, _distances(squares), first), squares
         first += view.n_places
+
+
+def _excess(vae: VAE, distances: Tensor, first: int) -> Tensor:
+    """What the distances of one view, whose places begin with the ``first``, are beyond the usual."""
+    mean, spread = vae.usual_patches[:, first : first + distances.shape[1]]
+    excess: Tensor = ((distances - mean) / spread).clamp(min=0.0)
+    return excess
 
 
 def _distances(squares: Tensor) -> Tensor:
@@ -190,19 +196,24 @@ def usual_contrast(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> di
     return {"patch_contrast": contrast.clamp(min=1e-6)}
 
 
-def usual_patches(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
+def patch_distances(vae: VAE, held_out: Tensor) -> tuple[Tensor, ...]:
+    """Of each view: distance of each patch of held-out normal images from the nearest, shape (n, n_places)."""
+    return tuple(_distances(_squares(vae, held_out, view)) for view in _check(vae).views)
+
+
+def usual_patches(vae: VAE, held_out: Tensor, *distances: Tensor) -> dict[str, Tensor]:
     """Mean and spread of the distance at each place, over held-out normal images."""
     means, spreads = [], []
-    for view in _check(vae).views:
-        distances = _distances(_squares(vae, held_out, view))
-        spread = distances.std(dim=0, correction=0)
-        means.append(distances.mean(dim=0))
+    for own in distances:
+        spread = own.std(dim=0, correction=0)
+        means.append(own.mean(dim=0))
         spreads.append((spread + LEAST_SPREAD * spread.mean()).clamp(min=1e-3))
     return {"usual_patches": torch.stack([torch.cat(means), torch.cat(spreads)])}
 
 
-def usual_views(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict[str, Tensor]:
+def usual_views(vae: VAE, held_out: Tensor, *distances: Tensor) -> dict[str, Tensor]:
     """Where the views and the grain of held-out normal images lie: median, and mean excess over it."""
-    _check(vae)
-    views = [middle_and_excess(_joined(z), least=LEAST_EXCESS) for z, _ in _compared(vae, held_out)]
+    firsts = itertools.accumulate((own.shape[1] for own in distances), initial=0)
+    excesses = [_excess(vae, own, first) for own, first in zip(distances, firsts, strict=False)]
+    views = [middle_and_excess(_joined(z), least=LEAST_EXCESS) for z in excesses]
     return {"usual_views": torch.stack([*views, middle_and_excess(_grain(vae, held_out)[0], least=LEAST_GRAIN)])}

@@ -31,6 +31,7 @@ from vae_anomaly.vae import VAE
 __all__ = [
     "AVERAGED",
     "IMAGE_REFERENCES",
+    "PATCH_REFERENCES",
     "REFERENCES",
     "SCORES",
     "Score",
@@ -408,7 +409,9 @@ def usual_scores(vae: VAE, train: Tensor, held_out: Tensor, eps: Tensor) -> dict
 REFERENCES = (usual_entries, usual_codes, usual_scores)
 
 # The same, of VAEs that know of a picture.
-IMAGE_REFERENCES = (usual_contrast, usual_patches, usual_views, usual_path)
+IMAGE_REFERENCES = (usual_contrast, usual_path)
+# Of these, after all others: from held-out images and what `patch_distances` says of them.
+PATCH_REFERENCES = (usual_patches, usual_views)
 
 # References that all members share, as the mean of what each found.
 AVERAGED = (
