@@ -6,8 +6,10 @@ import pytest
 import torch
 from tables import TINY, numbers
 
+from vae_anomaly import fitting
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.fitting import fingerprint_of, fit_ensemble, generator_of, map_calibration, marks_of
+from vae_anomaly.row_hashes import row_hashes, sketch
 from vae_anomaly.scores import neg_log_px_z
 from vae_anomaly.splitting import split_rows
 
@@ -49,6 +51,20 @@ def test_calibration_rows_are_scored_by_members_that_did_not_learn_from_them(det
     for score, row in zip(found, split.calibration, strict=True):
         foreign = [own for own, learned in zip(alone[:, row], split.train, strict=True) if row not in learned]
         assert any(np.isclose(score, [*foreign, np.mean(foreign)], rtol=1e-4))
+
+
+@pytest.mark.parametrize("hashed", [1, 40, 10**6])
+@pytest.mark.parametrize("n_rows", [60, 2500])
+def test_marks_are_the_hashes_of_rows_by_what_they_are_for(n_rows, hashed, rng, monkeypatch):
+    """Of few rows each serves both; rows without a value have no hash."""
+    monkeypatch.setattr(fitting, "HASHED", hashed if n_rows == 60 else 10**3)
+    encoded = rng.normal(size=(n_rows, 3)).astype(np.float32)
+    encoded[::7] = np.nan
+    split = split_rows(n_rows, 19, [generator_of(0, member) for member in range(4)])
+    marks = marks_of(encoded, split, threading.Event())
+    for name, chosen in (("training", split.fitted), ("calibration", split.calibration)):
+        assert np.array_equal(marks[name], sketch(row_hashes(encoded[chosen])))
+    assert len(marks["labels"]) == 0
 
 
 def test_marks_that_nobody_wants_any_more_are_left():

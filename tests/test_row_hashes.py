@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vae_anomaly.row_hashes import check_sketch, overlap, row_hashes, sketch
+from vae_anomaly.row_hashes import all_hashes, check_sketch, overlap, row_hashes, sketch
 
 
 def rows(n_rows, seed=0, n_entries=5):
@@ -36,6 +36,17 @@ def test_all_missing_values_are_one_and_so_are_the_zeros(repeats):
 def test_rows_without_a_value_have_no_hash():
     assert len(row_hashes(np.array([[np.nan, np.nan], [1.0, np.nan]], np.float32))) == 1
     assert len(row_hashes(np.zeros((0, 3), np.float32))) == 0
+
+
+@pytest.mark.parametrize("n_entries", [5, 257])
+def test_all_hashes_say_which_rows_have_one(n_entries):
+    X = rows(6, n_entries=n_entries)
+    X[[1, 4]] = np.nan
+    X[2, 1:] = np.nan
+    hashes, known = all_hashes(X)
+    assert known.tolist() == [True, False, True, True, False, True]
+    assert np.array_equal(hashes[known], row_hashes(X))
+    assert np.array_equal(hashes[known], row_hashes(X[known]))
 
 
 @pytest.mark.parametrize("max_kept", [1000, 1001, 5000])

@@ -18,7 +18,7 @@ from vae_anomaly.parameters import find_device
 from vae_anomaly.patches import patch_distances
 from vae_anomaly.planning import architecture, build_vae, n_held_out_references, n_references, training_plan
 from vae_anomaly.products import multiplied
-from vae_anomaly.row_hashes import row_hashes, sketch
+from vae_anomaly.row_hashes import all_hashes, sketch
 from vae_anomaly.scores import AVERAGED, IMAGE_REFERENCES, PATCH_REFERENCES, REFERENCES
 from vae_anomaly.scoring import IMPUTATION_STEPS, block_size, by_blocks, map_folds, map_rows
 from vae_anomaly.scratch import blocks, on_disk
@@ -174,16 +174,14 @@ def fingerprint_of(encoded: NDArray[np.float32], unwanted: threading.Event) -> s
 
 def marks_of(encoded: NDArray[np.float32], split: Split, unwanted: threading.Event) -> dict[str, NDArray[np.uint64]]:
     """The same of each of them, by what it is for."""
+    parts = list(blocks(len(encoded), encoded.shape[1], at_once=HASHED)) or [slice(0)]
+    found = [all_hashes(_wanted(encoded[part], unwanted)) for part in parts]
+    hashes, known = (np.concatenate(values) for values in zip(*found, strict=True))
 
-    def hashed(rows: NDArray[np.intp]) -> NDArray[np.uint64]:
-        parts = list(blocks(len(rows), encoded.shape[1], at_once=HASHED)) or [slice(0)]
-        return sketch(np.concatenate([row_hashes(_wanted(encoded[rows[part]], unwanted)) for part in parts]))
+    def of(rows: NDArray[np.intp]) -> NDArray[np.uint64]:
+        return sketch(hashes[rows][known[rows]])
 
-    return {
-        "training": hashed(split.fitted),
-        "calibration": hashed(split.calibration),
-        "labels": sketch(row_hashes(encoded[:0])),
-    }
+    return {"training": of(split.fitted), "calibration": of(split.calibration), "labels": sketch(hashes[:0])}
 
 
 def _wanted(part: NDArray[np.float32], unwanted: threading.Event) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["MAX_KEPT", "check_sketch", "overlap", "row_hashes", "sketch"]
+__all__ = ["MAX_KEPT", "all_hashes", "check_sketch", "overlap", "row_hashes", "sketch"]
 
 # Of more distinct rows, those with the smallest hashes stand for all: a random sample that is the same one every time.
 MAX_KEPT = 100_000
@@ -33,16 +33,23 @@ def row_hashes(encoded: NDArray[np.float32]) -> Hashes:
     >>> bool(one == again), bool(one == other)
     (True, False)
     """
+    hashes, known = all_hashes(encoded)
+    return hashes[known]
+
+
+def all_hashes(encoded: NDArray[np.float32]) -> tuple[Hashes, NDArray[np.bool_]]:
+    """Hash of each row, and whether it has a value: without one, all rows are alike."""
     # Of 0 and -0, and of the many NaN, one.
     plain, missing = encoded + np.float32(0.0), np.isnan(encoded)
+    known: NDArray[np.bool_] = np.ones(len(plain), dtype=bool)
     if missing.any():
         plain[missing] = np.nan
-        plain = plain[~missing.all(axis=1)]
+        known = np.logical_not(missing.all(axis=1))
     if plain.shape[1] > MANY_COLUMNS:
-        digests = [hashlib.blake2b(row.data, digest_size=8).digest() for row in np.ascontiguousarray(plain)]
-        return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+        digests = [hashlib.blake2b(row.data, digest_size=8).digest() for row in plain]
+        return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64), known
     hashes: Hashes = pd.util.hash_pandas_object(pd.DataFrame(plain), index=False).to_numpy(np.uint64)
-    return hashes
+    return hashes, known
 
 
 def sketch(hashes: Hashes, max_kept: int = MAX_KEPT) -> Hashes:
