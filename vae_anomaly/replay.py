@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 # Calls before the recording, in which libraries set up what they may not set up while they are recorded.
 N_WARM = 3
-# Calls that one graph holds where many follow each other.
-AT_ONCE = 8
+# Calls that one graph holds where many follow each other. To record them takes as long as is gained by thousands, so it
+# waits for so many.
+AT_ONCE, N_BEFORE_SEVERAL = 8, 500
 
 
 class Replayed:
@@ -41,6 +42,7 @@ class Replayed:
         self.n_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._of_several: torch.cuda.CUDAGraph | None = None
+        self._tried = False
 
     def run(self, n_calls: int) -> None:
         """Call it so many times, whatever the results: on a GPU several times as one graph.
@@ -48,16 +50,21 @@ class Replayed:
         Between two graphs there is a pause, and whoever launches them needs Python's lock.
         """
         while n_calls:
-            if self._graph is not None and self._of_several is None and n_calls >= AT_ONCE:
-                # Either is through before the other begins, so both can have the same memory. One that can't be
-                # recorded a second time is called one by one.
-                self._of_several, _ = recorded(self._several_times, self._graph.pool())
-            if self._of_several is None or n_calls < AT_ONCE:
+            several = self._several() if n_calls >= AT_ONCE else None
+            if several is None:
                 self()
                 n_calls -= 1
             else:
-                self._of_several.replay()
+                several.replay()
                 n_calls -= AT_ONCE
+
+    def _several(self) -> torch.cuda.CUDAGraph | None:
+        """The graph of several calls, once there were many; None if it can't be recorded."""
+        if self._graph is not None and not self._tried and self.n_calls >= N_BEFORE_SEVERAL:
+            self._tried = True
+            # Either is through before the other begins, so both can have the same memory.
+            self._of_several, _ = recorded(self._several_times, self._graph.pool())
+        return self._of_several
 
     def _several_times(self) -> None:
         for _ in range(AT_ONCE):
