@@ -13,14 +13,14 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tables import TINY, holed, mixed, numbers
 
-from vae_anomaly import inputs, scratch
+from vae_anomaly import fitting, inputs
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.errors import CalibrationWarning, DataError, PosteriorCollapseWarning
 from vae_anomaly.fitting import generator_of
 from vae_anomaly.label_thresholds import LABEL_THRESHOLDS
 from vae_anomaly.likelihoods import LIKELIHOODS
 from vae_anomaly.priors import PRIORS
-from vae_anomaly.row_hashes import row_hashes
+from vae_anomaly.row_hashes import all_hashes
 from vae_anomaly.scores import SCORES, scores_for
 from vae_anomaly.scoring import SCORING_BATCH
 from vae_anomaly.splitting import rows_to_fit
@@ -831,23 +831,23 @@ def test_progress_is_told():
 
 
 def test_nobody_who_stops_a_fit_waits_for_hashes(monkeypatch):
-    monkeypatch.setattr(scratch, "ENTRIES_AT_ONCE", 1)
-    X, stopped, hashed = numbers(5 * SCORING_BATCH), threading.Event(), []
+    monkeypatch.setattr(fitting, "HASHED", 4000)
+    X, stopped, hashed = numbers(5000), threading.Event(), []
 
     def slowly(rows):
         hashed.append(len(rows))
         stopped.wait(timeout=60)
         time.sleep(0.3)
-        return row_hashes(rows)
+        return all_hashes(rows)
 
     def stop(*args):
         stopped.set()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vae_anomaly.fitting.row_hashes", slowly)
+    monkeypatch.setattr(fitting, "all_hashes", slowly)
     with pytest.raises(KeyboardInterrupt):
         VAEDetector(**TINY).fit(X, on_check=stop)
-    assert hashed == [SCORING_BATCH]
+    assert hashed == [1000]
 
 
 # GPU -----------------------------------------------------------------------------------------------------------------
