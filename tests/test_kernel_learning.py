@@ -9,12 +9,13 @@ import torch
 from tables import TINY, numbers
 
 from vae_anomaly import training
+from vae_anomaly.adamw import BETAS, EPS, PlainAdamW
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.kernels import learning
 from vae_anomaly.likelihoods import Bernoulli, Gaussian
 from vae_anomaly.objective import objective_of
-from vae_anomaly.optimizer import BETAS, EPS, FlatParameters, PlainAdamW
+from vae_anomaly.optimizer import FlatParameters
 from vae_anomaly.pullbacks import WRITTEN_OUT, sampled
 from vae_anomaly.replayed_steps import LaidOut
 from vae_anomaly.training import Plan
@@ -46,8 +47,7 @@ def test_a_step_is_that_of_torch_with_the_gradient_of_each_member_clipped(n_numb
     flats, gradients = [start.clone(), start.clone()], [torch.zeros_like(start), torch.zeros_like(start)]
     kinds = (PlainAdamW, adamw.FusedAdamW)
     plain, fused = (
-        kind(flat, gradient, limit, 0.1, BETAS, EPS)
-        for kind, flat, gradient in zip(kinds, flats, gradients, strict=True)
+        kind(flat, gradient, limit, 0.1) for kind, flat, gradient in zip(kinds, flats, gradients, strict=True)
     )
     for seed, rate in enumerate((0.01, 0.02, 0.005)):
         found = normal(3, n_numbers, seed=seed) * torch.tensor([[0.01], [1.0], [10.0]], device=DEVICE)

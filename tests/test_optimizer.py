@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import torch
 
+from vae_anomaly.adamw import ALIGNED, N_PIECES
 from vae_anomaly.ensemble import Ensemble
-from vae_anomaly.optimizer import ALIGNED, N_PIECES, FlatParameters, one_cycle
+from vae_anomaly.optimizer import FlatParameters, one_cycle
 from vae_anomaly.training import Plan
 
 

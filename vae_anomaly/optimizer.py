@@ -1,27 +1,19 @@
-"""AdamW over all parameters of an ensemble as one tensor, with gradients clipped for each member."""
+"""All parameters of an ensemble as one tensor, which steps of AdamW follow, and the one-cycle rate of these."""
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
+
+from vae_anomaly.adamw import AdamW, PlainAdamW
 
 if TYPE_CHECKING:
     from vae_anomaly.ensemble import Ensemble
-    from vae_anomaly.kernels.adamw import FusedAdamW
     from vae_anomaly.training import Plan
 
 __all__ = ["FlatParameters", "one_cycle"]
-
-# A GPU goes through a tensor by blocks of 65,536 numbers, each on a processor of its own: ours would keep a dozen of
-# its hundred busy. So many tensors, the most that it takes at once, keep three times as many.
-N_PIECES = {"cuda": 36}
-# It reads four numbers at a time, if these are aligned.
-ALIGNED = 4
-# Shares that the moments keep, and what keeps a step finite.
-BETAS, EPS = (0.9, 0.999), 1e-8
 
 
 def one_cycle(step: int, n_steps: int, peak: float) -> float:
@@ -43,21 +35,10 @@ def one_cycle(step: int, n_steps: int, peak: float) -> float:
     return end + (peak - end) * (1.0 + math.cos(math.pi * (step - top) / (n_steps - top))) / 2.0
 
 
-class AdamW(Protocol):
-    """A step over parameters of shape (n_members, n_numbers), with the gradient of each member clipped."""
-
-    def step(self, learning_rate: Any) -> None:
-        """Follow the gradients, which it may write over; on a GPU the rate may be a number on the device."""
-
-
 class FlatParameters:
-    """The parameters of an ensemble as views of one tensor, so that a step of AdamW [1]_ is a handful of operations.
+    """The parameters of an ensemble as views of one tensor, so that a step of AdamW is a handful of operations.
 
     Layers are many and small: an operation for each costs more to start than to run.
-
-    References
-    ----------
-    .. [1] Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, https://arxiv.org/abs/1711.05101
     """
 
     def __init__(self, ensemble: "Ensemble", plan: "Plan", *, fused: bool = False) -> None:
@@ -69,7 +50,7 @@ class FlatParameters:
         """Where the gradient of each parameter lies in a step: what is put there need not be copied."""
         # The longest gradient, by entry: wide tables have longer ones.
         limit = plan.max_grad_norm * math.prod(ensemble.skeleton.event_shape)
-        self.adamw: AdamW = _adamw(fused=fused)(self.flat, self.gradient, limit, plan.weight_decay, BETAS, EPS)
+        self.adamw = _adamw(fused=fused)(self.flat, self.gradient, limit, plan.weight_decay)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         # Views of a slice: they keep the stride of the whole from member to member.
@@ -97,54 +78,7 @@ class FlatParameters:
         return {name: part.detach().contiguous().requires_grad_() for name, part in self._views(flat).items()}
 
 
-class PlainAdamW:
-    """By torch's operations, on any device.
-
-    Parameters
-    ----------
-    flat, gradient : Tensor of shape (n_members, n_numbers)
-        Parameters, which a step changes in place, and where their gradients are put before it.
-    limit : float
-        The longest gradient of a member.
-    weight_decay : float
-    betas : tuple of float
-        Shares that the two moments keep.
-    eps : float
-        What keeps a step finite.
-    """
-
-    def __init__(
-        self,
-        flat: Tensor,
-        gradient: Tensor,
-        limit: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
-    ) -> None:
-        self.gradient, self.limit, self.weight_decay = gradient, limit, weight_decay
-        self.betas, self.eps = betas, eps
-        n_pieces = N_PIECES.get(flat.device.type, 1)
-        mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
-        self.pieces = [_pieces(value, n_pieces) for value in (flat, gradient, mean, square)]
-        self.n_steps = list(torch.zeros(len(self.pieces[0]), device=flat.device).unbind())
-
-    def step(self, learning_rate: float | Tensor) -> None:
-        norm = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
-        factor = (self.limit / (norm + 1e-6)).clamp(max=1.0)
-        # A processor can be asked whether there is anything to do.
-        if factor.device.type != "cpu" or bool((factor < 1.0).any()):
-            self.gradient.mul_(factor)
-        flat, gradient, mean, square = self.pieces
-        # The function under the class of this name, which adds half the time to a step as small as this.
-        adamw(
-            flat, gradient, mean, square, [], self.n_steps, fused=True, amsgrad=False,
-            beta1=self.betas[0], beta2=self.betas[1], lr=learning_rate, weight_decay=self.weight_decay, eps=self.eps,
-            maximize=False,
-        )  # fmt: skip
-
-
-def _adamw(*, fused: bool) -> "type[PlainAdamW | FusedAdamW]":
+def _adamw(*, fused: bool) -> type[AdamW]:
     if not fused:
         return PlainAdamW
     from vae_anomaly.kernels.adamw import FusedAdamW
@@ -155,9 +89,3 @@ def _adamw(*, fused: bool) -> "type[PlainAdamW | FusedAdamW]":
 def _join(values: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
     """All numbers of each member in a row."""
     return torch.cat([value.reshape(len(value), -1) for value in values], dim=1, out=out)
-
-
-def _pieces(flat: Tensor, n_pieces: int) -> list[Tensor]:
-    """The same numbers as ``n_pieces`` tensors, or fewer, of nearly the same length."""
-    length = math.ceil(flat.numel() / n_pieces)
-    return list(torch.split(flat.view(-1), length + -length % ALIGNED))

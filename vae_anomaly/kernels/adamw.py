@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vae_anomaly.adamw import BETAS, EPS, AdamW
+
 __all__ = ["FusedAdamW"]
 
 # Numbers that a program has at work at once.
@@ -61,34 +63,11 @@ def _update(  # type: ignore[no-untyped-def]
         tl.store(flat + places, value - step * first / (tl.sqrt(second) / root + EPS), mask=real)
 
 
-class FusedAdamW:
-    """AdamW in float32 on a CUDA device, over parameters of several members, each with its gradient clipped.
+class FusedAdamW(AdamW):
+    """In float32, on a CUDA device."""
 
-    Parameters
-    ----------
-    flat, gradient : Tensor of shape (n_members, n_numbers)
-        Parameters, which a step changes in place, and where their gradients are put before it.
-    limit : float
-        The longest gradient of a member.
-    weight_decay : float
-    betas : tuple of float
-        Shares that the two moments keep.
-    eps : float
-        What keeps a step finite.
-    """
-
-    def __init__(
-        self,
-        flat: Tensor,
-        gradient: Tensor,
-        limit: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
-    ) -> None:
-        self.flat, self.gradient, self.limit, self.weight_decay = flat, gradient, limit, weight_decay
-        self.betas, self.eps = betas, eps
-        self.mean, self.square = torch.zeros_like(flat), torch.zeros_like(flat)
+    def __init__(self, flat: Tensor, gradient: Tensor, limit: float, weight_decay: float) -> None:
+        super().__init__(flat, gradient, limit, weight_decay)
         # As a difference from 1, which float32 knows to four digits at first.
         self.decays = torch.ones(2, dtype=torch.float64, device=flat.device)
         n_members, n_numbers = flat.shape
@@ -98,9 +77,8 @@ class FusedAdamW:
         self.squares = torch.zeros(n_members, self.n_parts, device=flat.device)
 
     def step(self, learning_rate: Tensor) -> None:
-        """Follow the gradients; the rate is a number on the device."""
         n_members, n_numbers = self.flat.shape
-        grid, (first, second) = (self.n_parts, n_members), self.betas
+        grid, (first, second) = (self.n_parts, n_members), BETAS
         _squares[grid](
             self.gradient, self.squares, self.decays, n_numbers, self.n_parts, self.per_part,
             FIRST=first, SECOND=second, NUMBERS=NUMBERS,
@@ -108,5 +86,5 @@ class FusedAdamW:
         _update[grid](
             self.flat, self.gradient, self.mean, self.square, self.squares, self.decays, learning_rate,
             n_numbers, self.n_parts, self.per_part, self.limit, self.weight_decay,
-            FIRST=first, SECOND=second, EPS=self.eps, NUMBERS=NUMBERS, PARTS=triton.next_power_of_2(self.n_parts),
+            FIRST=first, SECOND=second, EPS=EPS, NUMBERS=NUMBERS, PARTS=triton.next_power_of_2(self.n_parts),
         )  # fmt: skip
