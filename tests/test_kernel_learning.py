@@ -17,7 +17,7 @@ from vae_anomaly.likelihoods import Bernoulli, Gaussian
 from vae_anomaly.objective import objective_of
 from vae_anomaly.optimizer import FlatParameters
 from vae_anomaly.pullbacks import WRITTEN_OUT, sampled
-from vae_anomaly.replayed_steps import LaidOut
+from vae_anomaly.supply import LaidOut
 from vae_anomaly.training import Plan
 
 adamw = pytest.importorskip("vae_anomaly.kernels.adamw", reason="needs Triton")
@@ -125,7 +125,7 @@ def test_a_step_takes_and_says_what_was_laid_out_for_it(n_entries):
             supply.note(taken[-3][..., 0], taken[-3][..., 1].square())
         return [*taken, terms, supply.place]
 
-    torch.testing.assert_close(walk(supply.FusedSupply), walk(LaidOut))
+    torch.testing.assert_close(walk(supply.FusedLaidOut), walk(LaidOut))
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "student_t"])

@@ -33,7 +33,7 @@ TABLE = {
     "kernels.search": set(),
     "adamw": set(),
     "kernels.adamw": {"adamw"},
-    "kernels.supply": set(),
+    "kernels.supply": {"supply"},
     "kernels.layers": {"replay"},
     "neighbours": {"kernels.search"},
     "number_texts": set(),

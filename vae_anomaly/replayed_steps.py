@@ -4,7 +4,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,10 +11,7 @@ from torch import Tensor
 from vae_anomaly.pipeline import ahead
 from vae_anomaly.replay import Replayed
 from vae_anomaly.streaming import RowsOnDisk
-from vae_anomaly.supply import Supply
-
-if TYPE_CHECKING:
-    from vae_anomaly.kernels.supply import FusedSupply
+from vae_anomaly.supply import LaidOut, Supply
 
 __all__ = ["ReplayedSteps", "Step"]
 
@@ -24,39 +20,6 @@ MAX_LAID_OUT = 16_000_000
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Takes a batch, base samples, beta, the learning rate, and how many rows are left out; gives two terms of each row."""
-
-
-class LaidOut:
-    """What the steps take, one after the other, and places for what they say.
-
-    Parameters
-    ----------
-    x : Tensor of shape (n_samples, *event_shape), or None
-        None where the samples themselves are laid out.
-    samples : Tensor of shape (n_steps, n_members, n_rows), or with event_shape behind
-        Places of each batch in ``x``, or the samples.
-    eps : Tensor of shape (n_steps, n_members, n_rows, latent_dim)
-    rates : Tensor of shape (n_steps, 2)
-    terms : Tensor of shape (n_steps, 2, n_members)
-        Where the means of the two terms go.
-    place : LongTensor of shape (1,)
-        Which step is next.
-    """
-
-    def __init__(
-        self, x: Tensor | None, samples: Tensor, eps: Tensor, rates: Tensor, terms: Tensor, place: Tensor
-    ) -> None:
-        self.x, self.samples, self.eps, self.rates, self.terms, self.place = x, samples, eps, rates, terms, place
-
-    def take(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples, base samples and rates of the next step."""
-        chosen, eps = self.samples.index_select(0, self.place)[0], self.eps.index_select(0, self.place)
-        return chosen if self.x is None else self.x[chosen], eps, self.rates.index_select(0, self.place)[0]
-
-    def note(self, reconstruction: Tensor, kl: Tensor) -> None:
-        """Put down the means of the terms of this step, of shape (n_members, n), and go on to the next."""
-        self.terms.index_copy_(0, self.place, torch.stack([reconstruction, kl]).mean(dim=-1)[None])
-        self.place.add_(1)
 
 
 class ReplayedSteps:
@@ -112,13 +75,13 @@ class ReplayedSteps:
             self.samples = torch.zeros(lead, dtype=torch.int64, device=device)
         self.laid_out = self._laid_out(fused=fused)
 
-    def _laid_out(self, *, fused: bool) -> "LaidOut | FusedSupply":
+    def _laid_out(self, *, fused: bool) -> LaidOut:
         x = None if isinstance(self.x, RowsOnDisk) else self.x
         if x is None or not fused:
             return LaidOut(x, self.samples, self.eps, self.rates, self.terms, self.place)
-        from vae_anomaly.kernels.supply import FusedSupply
+        from vae_anomaly.kernels.supply import FusedLaidOut
 
-        return FusedSupply(x, self.samples, self.eps, self.rates, self.terms, self.place)
+        return FusedLaidOut(x, self.samples, self.eps, self.rates, self.terms, self.place)
 
     def advance(self, first: int, last: int) -> Tensor:
         """Take these steps; their terms, shape (2, n_steps, n_estimators)."""

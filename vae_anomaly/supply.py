@@ -1,4 +1,4 @@
-"""What the steps of training take: rows in a new order each epoch, and base samples, of each member's own."""
+"""What the steps of training take: rows in a new order each epoch, and base samples, of each member's own; laid out."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vae_anomaly.splitting import index_type
 
-__all__ = ["Supply"]
+__all__ = ["LaidOut", "Supply"]
 
 
 class Supply:
@@ -81,3 +81,36 @@ class Supply:
         for own, generator in zip(orders, self.generators, strict=True):
             torch.randperm(n_rows, generator=generator, out=own)
         return orders
+
+
+class LaidOut:
+    """What the steps take, one after the other, and places for what they say.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, *event_shape), or None
+        None where the samples themselves are laid out.
+    samples : Tensor of shape (n_steps, n_members, n_rows), or with event_shape behind
+        Places of each batch in ``x``, or the samples.
+    eps : Tensor of shape (n_steps, n_members, n_rows, latent_dim)
+    rates : Tensor of shape (n_steps, 2)
+    terms : Tensor of shape (n_steps, 2, n_members)
+        Where the means of the two terms go.
+    place : LongTensor of shape (1,)
+        Which step is next.
+    """
+
+    def __init__(
+        self, x: Tensor | None, samples: Tensor, eps: Tensor, rates: Tensor, terms: Tensor, place: Tensor
+    ) -> None:
+        self.x, self.samples, self.eps, self.rates, self.terms, self.place = x, samples, eps, rates, terms, place
+
+    def take(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples, base samples and rates of the next step."""
+        chosen, eps = self.samples.index_select(0, self.place)[0], self.eps.index_select(0, self.place)
+        return chosen if self.x is None else self.x[chosen], eps, self.rates.index_select(0, self.place)[0]
+
+    def note(self, reconstruction: Tensor, kl: Tensor) -> None:
+        """Put down the means of the terms of this step, of shape (n_members, n), and go on to the next."""
+        self.terms.index_copy_(0, self.place, torch.stack([reconstruction, kl]).mean(dim=-1)[None])
+        self.place.add_(1)

@@ -7,7 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["FusedSupply"]
+from vae_anomaly.supply import LaidOut
+
+__all__ = ["FusedLaidOut"]
 
 # The most numbers that a program has at work at once.
 NUMBERS = 1024
@@ -58,41 +60,27 @@ def _note(  # type: ignore[no-untyped-def]
         tl.store(place, step + 1)
 
 
-class FusedSupply:
-    """Batches of steps that were laid out on a CUDA device, one after the other, and places for what they say.
+class FusedLaidOut(LaidOut):
+    """On a CUDA device, of places in ``x``; what a step is given is overwritten by the one after it."""
 
-    Parameters
-    ----------
-    x : Tensor of shape (n_samples, *event_shape)
-    chosen : LongTensor of shape (n_steps, n_members, n_rows)
-        Samples of each batch.
-    eps : Tensor of shape (n_steps, n_members, n_rows, latent_dim)
-    rates : Tensor of shape (n_steps, 2)
-    terms : Tensor of shape (n_steps, 2, n_members)
-        Where the means of the two terms go.
-    place : LongTensor of shape (1,)
-        Which step is next.
-    """
-
-    def __init__(self, x: Tensor, chosen: Tensor, eps: Tensor, rates: Tensor, terms: Tensor, place: Tensor) -> None:
-        self.x, self.chosen, self.eps, self.rates, self.terms, self.place = x, chosen, eps, rates, terms, place
+    def __init__(self, x: Tensor, samples: Tensor, eps: Tensor, rates: Tensor, terms: Tensor, place: Tensor) -> None:
+        super().__init__(x, samples, eps, rates, terms, place)
         self.now = torch.zeros_like(place)
-        self.batch = x.new_zeros(*chosen.shape[1:], *x.shape[1:])
+        self.batch = x.new_zeros(*samples.shape[1:], *x.shape[1:])
         self.batch_eps, self.batch_rates = torch.zeros_like(eps[:1]), torch.zeros_like(rates[0])
 
     def take(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples, base samples and rates of the next step, overwritten by the one after it."""
-        n_members, n_rows = self.chosen.shape[1:]
+        assert self.x is not None
+        n_members, n_rows = self.samples.shape[1:]
         n_entries, n_latent = math.prod(self.x.shape[1:]), self.eps.shape[-1]
         _take[(n_rows, n_members)](
-            self.place, self.now, self.chosen, self.x, self.eps, self.rates,
+            self.place, self.now, self.samples, self.x, self.eps, self.rates,
             self.batch, self.batch_eps, self.batch_rates, n_rows, n_entries, n_latent,
             NUMBERS=min(NUMBERS, triton.next_power_of_2(max(n_entries, n_latent))),
         )  # fmt: skip
         return self.batch, self.batch_eps, self.batch_rates
 
     def note(self, reconstruction: Tensor, kl: Tensor) -> None:
-        """Put down the means of the terms of this step, of shape (n_members, n), and go on to the next."""
         n_members, n_rows = kl.shape
         _note[(n_members,)](
             reconstruction.contiguous(), kl.contiguous(), self.terms, self.now, self.place, n_rows,
