@@ -64,6 +64,14 @@ def _tile(  # type: ignore[no-untyped-def]
     return tl.sum(total, axis=0), rows, columns
 
 
+@triton.jit
+def _places(rows, columns, n_rows, n_columns, member):  # type: ignore[no-untyped-def]
+    """Where a tile of a member's result lies, by rows and by columns, and what of it there is."""
+    real = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+    lead = member * n_rows * n_columns
+    return lead + rows[:, None] * n_columns + columns[None, :], lead + columns[None, :] * n_rows + rows[:, None], real
+
+
 @triton.jit(do_not_specialize=OF_LAYER)  # type: ignore[untyped-decorator]
 def _affine(  # type: ignore[no-untyped-def]
     x, weight, bias, plus, out, active, turned,
@@ -80,37 +88,36 @@ def _affine(  # type: ignore[no-untyped-def]
     weight += member * (per_weight * QUAD)
     total, rows, columns = _tile(x, weight, n_rows, n_columns, n_factors, SPLITS, ROWS, COLUMNS, FACTORS, PRECISION)
     total += tl.load(bias + member * per_bias + columns, mask=columns < n_columns, other=0.0)[None, :]
-    real = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
-    lead = member * n_rows * n_columns
-    places = lead + rows[:, None] * n_columns + columns[None, :]
+    places, turned_places, real = _places(rows, columns, n_rows, n_columns, member)
     total += tl.load(plus + places, mask=real & (has_plus != 0), other=0.0)
     tl.store(out + places, total, mask=real)
     shown = tl.where(has_silu != 0, total * tl.sigmoid(total), total)
     tl.store(active + places, shown, mask=real & (has_silu != 0))
-    tl.store(turned + lead + columns[None, :] * n_rows + rows[:, None], shown, mask=real & (is_turned != 0))
+    tl.store(turned + turned_places, shown, mask=real & (is_turned != 0))
 
 
 @triton.jit(do_not_specialize=OF_LAYER)  # type: ignore[untyped-decorator]
 def _back(  # type: ignore[no-untyped-def]
     g, weight, x, plus, out, turned,
-    n_rows, n_columns, n_factors, has_plus, has_silu, is_turned, QUAD: tl.constexpr,
+    n_rows, n_columns, n_factors, has_plus, has_silu, QUAD: tl.constexpr,
     SPLITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``out`` is what the gradient ``g`` of the result makes that of ``x``, and plus; ``weight`` comes by columns."""
+    """``out`` is what the gradient ``g`` of the result makes that of ``x``, and plus; ``turned`` the same by columns.
+
+    So comes ``weight``.
+    """
     member = tl.program_id(2).to(tl.int64)
     n_factors *= QUAD
     g += member * n_rows * n_factors
     weight += member * n_columns * n_factors
     total, rows, columns = _tile(g, weight, n_rows, n_columns, n_factors, SPLITS, ROWS, COLUMNS, FACTORS, PRECISION)
-    real = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
-    lead = member * n_rows * n_columns
-    places = lead + rows[:, None] * n_columns + columns[None, :]
+    places, turned_places, real = _places(rows, columns, n_rows, n_columns, member)
     h = tl.load(x + places, mask=real & (has_silu != 0), other=0.0)
     gate = tl.sigmoid(h)
     total *= tl.where(has_silu != 0, gate * (1.0 + h * (1.0 - gate)), 1.0)
     total += tl.load(plus + places, mask=real & (has_plus != 0), other=0.0)
     tl.store(out + places, total, mask=real)
-    tl.store(turned + lead + columns[None, :] * n_rows + rows[:, None], total, mask=real & (is_turned != 0))
+    tl.store(turned + turned_places, total, mask=real)
 
 
 @triton.jit(do_not_specialize=OF_LAYER)  # type: ignore[untyped-decorator]
@@ -201,7 +208,7 @@ def _taken_back(g: Tensor, weight: Tensor, x: Tensor, plus: Tensor | None, *, si
     grid, options = _options(OF_SAMPLES, n_rows, n_in, g, weight)
     _back[grid](
         g, weight, x, _or(plus, out), out, turned,
-        n_rows, n_in, n_out // options["QUAD"], int(plus is not None), int(silu), 1, **options,
+        n_rows, n_in, n_out // options["QUAD"], int(plus is not None), int(silu), **options,
     )  # fmt: skip
     return out, turned
 

@@ -63,6 +63,11 @@ def _draw_back(  # type: ignore[no-untyped-def]
     tl.store(of_raw + 2 * lead + n_latent + places, of_log_scale * (1.0 - bounded * bounded), mask=real)
 
 
+def _by_row(values: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, int]:
+    """A number for each row, and how many there are from one row to the next: none, where all have the same one."""
+    return (values, 0) if values.numel() == 1 else (values.expand(shape).contiguous(), 1)
+
+
 def fused_sampled(raw: Tensor, eps: Tensor) -> Sampled:
     """As :func:`vae_anomaly.pullbacks.sampled`, in float32, on a CUDA device."""
     raw, eps = raw.contiguous(), eps.contiguous()
@@ -74,10 +79,8 @@ def fused_sampled(raw: Tensor, eps: Tensor) -> Sampled:
     _draw[grid](raw, eps, z, kl, n_rows, n_latent, **sizes)
 
     def pullback(of_z: Tensor, of_kl: Tensor) -> Tensor:
-        of_raw = torch.empty_like(raw)
-        alike = of_kl.numel() == 1
-        of_kl = of_kl if alike else of_kl.expand(lead).contiguous()
-        _draw_back[grid](raw, eps, of_z.contiguous(), of_kl, of_raw, n_rows, n_latent, int(not alike), **sizes)
+        of_raw, (of_kl, per_row) = torch.empty_like(raw), _by_row(of_kl, lead)
+        _draw_back[grid](raw, eps, of_z.contiguous(), of_kl, of_raw, n_rows, n_latent, per_row, **sizes)
         return of_raw
 
     return Sampled(z, kl, pullback)
@@ -162,10 +165,9 @@ class FusedDensity:
 
     def _run(self, phi: Tensor, x: Tensor, weights: Tensor, log_px: Tensor, of_phi: Tensor, *, back: bool) -> None:
         n_members, n_rows, n_entries = x.shape
-        alike = weights.numel() == 1
-        weights = weights if alike else weights.expand(n_members, n_rows).contiguous()
+        weights, per_row = _by_row(weights, (n_members, n_rows))
         _density[(n_rows, n_members)](
-            phi, x, self.floor, weights, log_px, of_phi, n_rows, n_entries, int(not alike),
+            phi, x, self.floor, weights, log_px, of_phi, n_rows, n_entries, per_row,
             BINARY=self.is_binary, BACK=back, BOUND=MAX_LOGIT, RAW_ONE=RAW_ONE, LOG_ROOT=LOG_ROOT_2PI,
             NUMBERS=self.numbers, num_warps=self.n_warps,
         )  # fmt: skip
