@@ -28,9 +28,9 @@ def weights_of(networks):
     return [torch.stack(values).detach() for values in zip(*each, strict=True)]
 
 
-def back(pullback, g, **options):
+def back(pullback, g):
     branch = Branch(g.device)
-    gradients = pullback(g, branch, **options)
+    gradients = pullback(g, branch)
     branch.join()
     return gradients
 
@@ -62,9 +62,9 @@ def test_way_back_is_the_gradient_of_the_layers_in_turn(networks, generator):
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_gradient_of_samples_is_spared_where_none_is_wanted(networks, generator):
     x = torch.randn(N_NETWORKS, 2, N_IN, generator=generator, dtype=torch.float64)
-    layers = LearnedLayers(networks[0].steps, weights_of(networks))
-    (out, first), (_, second) = layers(x), layers(x)
-    spared, without = back(first, out.clone(), wanted=False)
+    steps, weights = networks[0].steps, weights_of(networks)
+    (out, first), (_, second) = (LearnedLayers(steps, weights, wanted=wanted)(x) for wanted in (False, True))
+    spared, without = back(first, out.clone())
     of_samples, wanted = back(second, out.clone())
     torch.testing.assert_close(without, wanted, rtol=0, atol=0)
     assert spared is None

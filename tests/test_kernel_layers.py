@@ -68,7 +68,7 @@ def test_the_gradient_of_samples_may_be_left_out(generator):
     into = [torch.empty_like(value) for value in weights]
     out, pullback = kernels.FusedLayers(steps, weights, into, wanted=False)(x)
     branch = Branch(x.device)
-    nothing, found = pullback(g, branch, wanted=False)
+    nothing, found = pullback(g, branch)
     branch.join()
     assert nothing is None
     torch.testing.assert_close([out, *found], both_ways(LearnedLayers(steps, weights), x, g)[:1] + found)

@@ -112,6 +112,8 @@ class LearnedLayers:
         As of :func:`run_layers`.
     weights : sequence of Tensor
         Weight and bias of each affine map, in order, with a first axis over the networks.
+    wanted : bool, default=True
+        Whether the way back goes on to the gradient with respect to the samples.
 
     Examples
     --------
@@ -124,8 +126,8 @@ class LearnedLayers:
     ([3.0, 3.0], [[[[4.0, 4.0]]], [[4.0]]])
     """
 
-    def __init__(self, steps: Sequence[str], weights: Sequence[Tensor]) -> None:
-        self.steps, self.weights = tuple(steps), list(weights)
+    def __init__(self, steps: Sequence[str], weights: Sequence[Tensor], *, wanted: bool = True) -> None:
+        self.steps, self.wanted = tuple(steps), wanted
         self.maps = affine_maps([value.detach() for value in weights])
         self.silu = (_SiluAtOnce if weights[0].device.type == "cuda" else _Silu)(weights[0])
 
@@ -162,8 +164,8 @@ class LayersPullback:
         self.layers, self.kept = layers, kept
 
     @torch.no_grad()
-    def __call__(self, g: Tensor, branch: Branch, *, wanted: bool = True) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients with respect to the samples, unless these are not ``wanted``, and to each of the weights.
+    def __call__(self, g: Tensor, branch: Branch) -> tuple[Tensor | None, list[Tensor]]:
+        """Gradients with respect to the samples, unless these are not wanted, and to each of the weights.
 
         ``g`` is that with respect to what came out. Nobody waits for the gradients of weights before the end: they are
         there once ``branch`` has joined.
@@ -179,7 +181,7 @@ class LayersPullback:
                 inputs = kept[-1] if after_silu else kept.pop()
                 found += branch.run(functools.partial(_of_weights, g, inputs), g, inputs)
                 weight, *_ = maps.pop()
-                if index == 0 and not wanted:
+                if index == 0 and not self.layers.wanted:
                     return None, found[::-1]
                 g = torch.bmm(g, weight)
             elif step == "silu":

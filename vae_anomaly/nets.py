@@ -73,9 +73,12 @@ class Layers(nn.Sequential):
         """Weight and bias of each affine map, in order."""
         return [value for layer in self.affine for value in (layer.weight, layer.bias)]
 
-    def learned(self) -> LearnedLayers:
-        """Layers of several networks to learn from, by the weights as they are and stay in memory."""
-        return LearnedLayers(self.steps, self.weights)
+    def learned(self, *, wanted: bool = True) -> LearnedLayers:
+        """Layers of several networks to learn from, by the weights as they are and stay in memory.
+
+        ``wanted`` says whether the gradient with respect to the samples is.
+        """
+        return LearnedLayers(self.steps, self.weights, wanted=wanted)
 
     def settle(self) -> None:
         """Of several networks, whose weights will stay where they are in memory: keep the views that they run by."""

@@ -104,11 +104,11 @@ class _WrittenOut:
         assert isinstance(joint.encoder, Layers)
         assert isinstance(joint.decoder, Layers)
         self.vae = joint
-        encoder, decoder = joint.encoder.learned(), joint.decoder.learned()
-        self.encoder: LearnedLayers | FusedLayers = encoder
-        self.decoder: LearnedLayers | FusedLayers = decoder
+        # Nobody asks for the gradient of samples.
+        self.encoder: LearnedLayers | FusedLayers = joint.encoder.learned(wanted=False)
+        self.decoder: LearnedLayers | FusedLayers = joint.decoder.learned()
         self.own = [value for name, value in ensemble.params.items() if name.startswith("likelihood.")]
-        found = [*self.own, *encoder.weights, *decoder.weights]
+        found = [*self.own, *joint.encoder.weights, *joint.decoder.weights]
         places = {id(value): place for place, value in enumerate(found)}
         self.order = [places[id(value)] for value in ensemble.params.values()]
 
@@ -130,7 +130,7 @@ class _WrittenOut:
         of_phi, *of_own = back_to_phi(weights)
         of_z, of_decoder = back_to_decoder(of_phi.flatten(-2), branch)
         assert of_z is not None
-        _, of_encoder = back_to_encoder(back_to_raw(of_z, beta * weights), branch, wanted=False)
+        _, of_encoder = back_to_encoder(back_to_raw(of_z, beta * weights), branch)
         branch.join()
         found = [*of_own, *of_encoder, *of_decoder]
         return Learned(reconstruction, kl, [found[place] for place in self.order])

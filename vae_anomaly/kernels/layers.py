@@ -272,12 +272,10 @@ class FusedLayers:
 
     Parameters
     ----------
-    steps, weights : sequence
+    steps, weights, wanted
         As of :class:`~vae_anomaly.fused.LearnedLayers`.
     into : sequence of Tensor
         Where the gradients of weights and biases go, in the same order and of the same shapes.
-    wanted : bool, default=True
-        Whether the gradient of the samples will be.
     """
 
     def __init__(
@@ -327,7 +325,7 @@ class FusedPullback:
         self.layers, self.kept, self.turned, self.beside = layers, kept, turned, beside
 
     @torch.no_grad()
-    def __call__(self, g: Tensor, branch: Branch, *, wanted: bool = True) -> tuple[Tensor | None, list[Tensor]]:
+    def __call__(self, g: Tensor, branch: Branch) -> tuple[Tensor | None, list[Tensor]]:
         """As :class:`~vae_anomaly.fused.LayersPullback`; gradients of weights are in their places."""
         self.beside.join()
         g, g_turned, skipped, into = g.contiguous(), None, [], list(self.layers.into)
@@ -342,7 +340,7 @@ class FusedPullback:
             places = [into.pop(), into.pop()][::-1]
             reads = [value for value in (g, g_turned, inputs, h.turned) if value is not None]
             branch.run(functools.partial(_learned, g, g_turned, inputs, h.turned, places), *reads)
-            if not moves and not wanted:
+            if not moves and not self.layers.wanted:
                 return None, self.layers.into
             weight = self.turned.pop()
             if move.joins:
