@@ -19,6 +19,12 @@ def test_equal_rows_have_equal_hashes_and_others_do_not(n_entries):
     assert row_hashes(X[:1]) == hashes[0]
 
 
+@pytest.mark.parametrize("n_entries", [5, 257])
+def test_the_order_in_memory_does_not_count(n_entries):
+    X = rows(9, n_entries=n_entries)
+    assert np.array_equal(row_hashes(np.asfortranarray(X)), row_hashes(X))
+
+
 def test_the_order_of_the_entries_counts():
     assert len(set(row_hashes(np.array([[1, 2], [2, 1]], np.float32)).tolist())) == 2
 

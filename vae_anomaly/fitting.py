@@ -122,7 +122,7 @@ def _fill_references(
     for reference in (*REFERENCES, *(IMAGE_REFERENCES if told.skeleton.picture else ())):
         fill(reference, train_x, held_out_x, shared=[eps])
     if told.skeleton.picture:
-        # To find the nearest patches takes as long as all else here.
+        # To find the nearest patches takes long, and both ask how far they are.
         distances = told.map(patch_distances, held_out_x, in_dims=(0,))
         for reference in PATCH_REFERENCES:
             fill(reference, held_out_x, *distances)

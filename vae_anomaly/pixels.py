@@ -78,7 +78,11 @@ def _as_floats(array: NDArray[Any], white: np.float32 | None) -> NDArray[np.floa
 
     # Each time what is still in the cache.
     parts = list(blocks(len(array), math.prod(array.shape[1:]), at_once=CONVERTED))
-    with ThreadPoolExecutor(max(1, min(len(parts), N_CONVERTING))) as threads:
+    if len(parts) == 1:
+        # Threads would take longer to begin than an image takes.
+        convert(parts[0])
+        return floats
+    with ThreadPoolExecutor(N_CONVERTING) as threads:
         list(threads.map(convert, parts))
     return floats
 

@@ -46,7 +46,7 @@ def all_hashes(encoded: NDArray[np.float32]) -> tuple[Hashes, NDArray[np.bool_]]
         plain[missing] = np.nan
         known = np.logical_not(missing.all(axis=1))
     if plain.shape[1] > MANY_COLUMNS:
-        digests = [hashlib.blake2b(row.data, digest_size=8).digest() for row in plain]
+        digests = [hashlib.blake2b(row.data, digest_size=8).digest() for row in np.ascontiguousarray(plain)]
         return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64), known
     hashes: Hashes = pd.util.hash_pandas_object(pd.DataFrame(plain), index=False).to_numpy(np.uint64)
     return hashes, known
