@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vae_anomaly.kernels import works
+
 __all__ = ["half_squared_lengths", "nearest", "taken"]
 
 # So many distances at once are still in the cache when the least of them is looked for.
@@ -114,15 +116,15 @@ def _is_fused(x: Tensor, points: Tensor, *, holed: bool) -> bool:
 
 @functools.cache
 def _fuses(device: torch.device, n_entries: int, holed: bool) -> bool:
-    """Whether Triton is there, finds a compiler, and knows this GPU."""
+    """Whether the program can be made for this GPU, and such rows."""
     row = torch.zeros(1, n_entries, device=device)
-    try:
+
+    def trial() -> None:
         from vae_anomaly.kernels.search import fused_nearest
 
         fused_nearest(row, row, row, None if holed else row[:, 0], GROUP)
-    except Exception:  # Whatever it is, there is another way.
-        return False
-    return True
+
+    return works(trial)
 
 
 def _nearest_on_gpu(x: Tensor, points: Tensor, counted: Tensor, lengths: Tensor | None) -> Tensor:

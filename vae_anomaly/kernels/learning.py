@@ -5,6 +5,7 @@ import functools
 import torch
 
 from vae_anomaly.ensemble import Ensemble
+from vae_anomaly.kernels import works
 from vae_anomaly.products import PRECISIONS, multiplied
 from vae_anomaly.replay import Branch
 
@@ -28,9 +29,10 @@ def is_fused(ensemble: Ensemble, n_steps: int) -> bool:
 
 @functools.cache
 def _works(device: torch.device) -> bool:
-    """Whether Triton is there, finds a compiler, and knows this GPU."""
+    """Whether such programs can be made for this device."""
     x, weight, bias = (torch.zeros(shape, device=device) for shape in ((1, 4, 4), (1, 4, 4), (1, 4)))
-    try:
+
+    def trial() -> None:
         from vae_anomaly.kernels.adamw import FusedAdamW
         from vae_anomaly.kernels.layers import FusedLayers
         from vae_anomaly.kernels.terms import fused_sampled
@@ -40,6 +42,5 @@ def _works(device: torch.device) -> bool:
             fused_sampled(out, out[..., :2]).pullback(out[..., :2], out[..., 0])
             pullback(out, Branch(device))
             FusedAdamW(bias, bias.clone(), 1.0, 0.0).step(bias[0, 0])
-    except Exception:  # Whatever it is, there is another way.
-        return False
-    return True
+
+    return works(trial)
