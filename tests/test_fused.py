@@ -71,6 +71,21 @@ def test_gradient_of_samples_is_spared_where_none_is_wanted(networks, generator)
     assert (of_samples != 0.0).all()
 
 
+@pytest.mark.parametrize("n_networks", [1, N_NETWORKS])
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_gradients_go_where_they_are_wanted_if_that_is_in_one_piece(networks, n_networks, generator):
+    steps, weights = networks[0].steps, [value[:n_networks].contiguous() for value in weights_of(networks)]
+    sizes = [value[0].numel() for value in weights]
+    flat = torch.full((n_networks, sum(sizes)), torch.nan, dtype=torch.float64)
+    parts = zip(torch.split(flat, sizes, dim=1), weights, strict=True)
+    places = [part.view(value.shape) for part, value in parts]
+    x = torch.randn(n_networks, 9, N_IN, generator=generator, dtype=torch.float64)
+    (out, pullback), (_, plain) = (LearnedLayers(steps, weights, into=into)(x) for into in (places, None))
+    (_, found), (_, wanted) = back(pullback, out.clone()), back(plain, out.clone())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert all((own is place) == (n_networks == 1) for own, place in zip(found, places, strict=True))
+
+
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_weights_that_change_in_their_place_are_seen(networks, generator):
     """As those of a step of training do; and what was given is not written over."""

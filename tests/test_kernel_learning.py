@@ -97,7 +97,7 @@ def test_steps_are_those_of_the_operations(likelihood, holes, left_out, make_vae
     def after_steps(*, fused):
         ensemble = Ensemble([make_vae(likelihood=likelihood, seed=seed) for seed in range(2)]).to(DEVICE)
         weights = FlatParameters(ensemble, Plan(1), fused=fused)
-        objective = objective_of(ensemble, x[0], weights.places if fused else None)
+        objective = objective_of(ensemble, x[0], weights.places if fused else None, fused=fused)
         for rate in (0.01, 0.02):
             beta, rate = (torch.tensor(value, device=DEVICE) for value in (0.7, rate))
             reconstruction, kl, gradients = objective.learned(x, eps, beta, left_out)

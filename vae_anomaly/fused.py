@@ -114,6 +114,9 @@ class LearnedLayers:
         Weight and bias of each affine map, in order, with a first axis over the networks.
     wanted : bool, default=True
         Whether the way back goes on to the gradient with respect to the samples.
+    into : sequence of Tensor, optional
+        Where the gradients of weights and biases are to go, in the same order and of the same shapes. Those that lie in
+        one piece get there without a copy.
 
     Examples
     --------
@@ -126,10 +129,23 @@ class LearnedLayers:
     ([3.0, 3.0], [[[[4.0, 4.0]]], [[4.0]]])
     """
 
-    def __init__(self, steps: Sequence[str], weights: Sequence[Tensor], *, wanted: bool = True) -> None:
+    def __init__(
+        self,
+        steps: Sequence[str],
+        weights: Sequence[Tensor],
+        *,
+        wanted: bool = True,
+        into: Sequence[Tensor] | None = None,
+    ) -> None:
         self.steps, self.wanted = tuple(steps), wanted
         self.maps = affine_maps([value.detach() for value in weights])
+        # Of several networks none does, and a product that is put down in parts takes longer than a copy of it.
+        places = [place if place.is_contiguous() else None for place in into or ()] or [None] * len(weights)
+        self.places = list(zip(places[::2], places[1::2], strict=True))
         self.silu = (_SiluAtOnce if weights[0].device.type == "cuda" else _Silu)(weights[0])
+
+    def begin(self) -> None:
+        """Whatever a step can do before it knows its samples."""
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, "LayersPullback"]:
@@ -170,7 +186,7 @@ class LayersPullback:
         ``g`` is that with respect to what came out. Nobody waits for the gradients of weights before the end: they are
         there once ``branch`` has joined.
         """
-        steps, maps, kept = self.layers.steps, list(self.layers.maps), self.kept
+        steps, maps, places, kept = self.layers.steps, list(self.layers.maps), list(self.layers.places), self.kept
         found: list[Tensor] = []
         skipped: list[Tensor] = []
         for index in range(len(steps) - 1, -1, -1):
@@ -179,7 +195,7 @@ class LayersPullback:
                 # The output of a SiLU is kept once, and taken off when its own turn comes.
                 after_silu = index > 0 and steps[index - 1] == "silu"
                 inputs = kept[-1] if after_silu else kept.pop()
-                found += branch.run(functools.partial(_of_weights, g, inputs), g, inputs)
+                found += branch.run(functools.partial(_of_weights, g, inputs, *places.pop()), g, inputs)
                 weight, *_ = maps.pop()
                 if index == 0 and not self.layers.wanted:
                     return None, found[::-1]
@@ -194,6 +210,6 @@ class LayersPullback:
         return g, found[::-1]
 
 
-def _of_weights(g: Tensor, inputs: Tensor) -> list[Tensor]:
-    """Gradients of the bias and of the weight of an affine map, from that of its output."""
-    return [g.sum(dim=-2), torch.bmm(g.mT, inputs)]
+def _of_weights(g: Tensor, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[Tensor]:
+    """Gradients of the bias and of the weight of an affine map, from that of its output; put where they are to go."""
+    return [torch.sum(g, dim=-2, out=bias), torch.bmm(g.mT, inputs, out=weight)]

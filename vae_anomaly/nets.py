@@ -73,12 +73,12 @@ class Layers(nn.Sequential):
         """Weight and bias of each affine map, in order."""
         return [value for layer in self.affine for value in (layer.weight, layer.bias)]
 
-    def learned(self, *, wanted: bool = True) -> LearnedLayers:
+    def learned(self, *, wanted: bool = True, into: Sequence[Tensor] | None = None) -> LearnedLayers:
         """Layers of several networks to learn from, by the weights as they are and stay in memory.
 
-        ``wanted`` says whether the gradient with respect to the samples is.
+        ``wanted`` says whether the gradient with respect to the samples is, and ``into`` where those of weights go.
         """
-        return LearnedLayers(self.steps, self.weights, wanted=wanted)
+        return LearnedLayers(self.steps, self.weights, wanted=wanted, into=into)
 
     def settle(self) -> None:
         """Of several networks, whose weights will stay where they are in memory: keep the views that they run by."""

@@ -1,11 +1,11 @@
 """What training maximises: the ELBO of each member on samples of its own, and the gradient of it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.nets import Layers
@@ -46,11 +46,13 @@ class Objective(Protocol):
         """The same with gradients, by one draw; the ``left_out`` samples with the lowest ELBO are left out."""
 
 
-def objective_of(ensemble: Ensemble, x: Tensor, into: Mapping[str, Tensor] | None = None) -> Objective:
+def objective_of(
+    ensemble: Ensemble, x: Tensor, into: Mapping[str, Tensor] | None = None, *, fused: bool = False
+) -> Objective:
     """The objective of an ensemble on samples of ``x``, of shape (n_samples, *event_shape).
 
-    ``into`` names places for gradients of parameters, some of which are then put there: for ensembles of which
-    :func:`~vae_anomaly.kernels.learning.is_fused` says that a GPU learns by its own programs.
+    ``into`` names places for gradients of parameters, some of which are then put there. ``fused`` is for ensembles of
+    which :func:`~vae_anomaly.kernels.learning.is_fused` says that a GPU learns by its own programs; these need places.
 
     Examples
     --------
@@ -64,7 +66,7 @@ def objective_of(ensemble: Ensemble, x: Tensor, into: Mapping[str, Tensor] | Non
     if joint is None:
         return _ByAutograd(ensemble)
     joint.complete = not _has_holes(x)
-    return _WrittenOut(ensemble, joint) if into is None else _Fused(ensemble, joint, into)
+    return (_Fused if fused else _WrittenOut)(ensemble, joint, into)
 
 
 def _has_holes(x: Tensor) -> bool:
@@ -100,17 +102,22 @@ class _ByAutograd:
 class _WrittenOut:
     """Networks of affine maps and a standard normal prior: all members as one program, and back by its formulas."""
 
-    def __init__(self, ensemble: Ensemble, joint: VAE) -> None:
+    def __init__(self, ensemble: Ensemble, joint: VAE, into: Mapping[str, Tensor] | None) -> None:
         assert isinstance(joint.encoder, Layers)
         assert isinstance(joint.decoder, Layers)
         self.vae = joint
+        names = {id(value): name for name, value in ensemble.params.items()}
+
+        def layers(net: Layers, *, wanted: bool) -> "LearnedLayers | FusedLayers":
+            places = None if into is None else [into[names[id(value)]] for value in net.weights]
+            return self.layers(net, places, wanted=wanted)
+
         # Nobody asks for the gradient of samples.
-        self.encoder: LearnedLayers | FusedLayers = joint.encoder.learned(wanted=False)
-        self.decoder: LearnedLayers | FusedLayers = joint.decoder.learned()
+        self.encoder, self.decoder = layers(joint.encoder, wanted=False), layers(joint.decoder, wanted=True)
         self.own = [value for name, value in ensemble.params.items() if name.startswith("likelihood.")]
         found = [*self.own, *joint.encoder.weights, *joint.decoder.weights]
-        places = {id(value): place for place, value in enumerate(found)}
-        self.order = [places[id(value)] for value in ensemble.params.values()]
+        order = {id(value): place for place, value in enumerate(found)}
+        self.order = [order[id(value)] for value in ensemble.params.values()]
 
     @torch.no_grad()
     def terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +125,8 @@ class _WrittenOut:
 
     @torch.no_grad()
     def learned(self, x: Tensor, eps: Tensor, beta: float | Tensor, left_out: int) -> Learned:
-        self.begin()
+        self.encoder.begin()
+        self.decoder.begin()
         raw, back_to_encoder = self.encoder(self.vae.encoder_input(x))
         z, kl, back_to_raw = self.sampled(raw, eps[0])
         said, back_to_decoder = self.decoder(z)
@@ -135,8 +143,9 @@ class _WrittenOut:
         found = [*of_own, *of_encoder, *of_decoder]
         return Learned(reconstruction, kl, [found[place] for place in self.order])
 
-    def begin(self) -> None:
-        """Whatever a step can do before it knows its samples."""
+    def layers(self, net: Layers, into: Sequence[Tensor] | None, *, wanted: bool) -> "LearnedLayers | FusedLayers":
+        """Layers to learn from, whose gradients go to these places."""
+        return net.learned(wanted=wanted, into=into)
 
     def weighted(self, reconstruction: Tensor, kl: Tensor, left_out: int) -> tuple[Tensor, Tensor, Tensor]:
         """Terms of the samples that are learned from, and what each sample counts; one number if all count the same."""
@@ -159,28 +168,20 @@ class _WrittenOut:
 class _Fused(_WrittenOut):
     """The same by programs of a GPU, which does several of these operations in the time that it takes to begin one."""
 
-    def __init__(self, ensemble: Ensemble, joint: VAE, into: Mapping[str, Tensor]) -> None:
-        super().__init__(ensemble, joint)
-        from vae_anomaly.kernels.layers import FusedLayers
+    def __init__(self, ensemble: Ensemble, joint: VAE, into: Mapping[str, Tensor] | None) -> None:
+        super().__init__(ensemble, joint, into)
         from vae_anomaly.kernels.terms import FUSED, FusedDensity, fused_sampled
 
-        places = {id(value): into[name] for name, value in ensemble.params.items()}
-
-        def fused(layers: nn.Module, *, wanted: bool) -> FusedLayers:
-            assert isinstance(layers, Layers)
-            into = [places[id(value)] for value in layers.weights]
-            return FusedLayers(layers.steps, layers.weights, into, wanted=wanted)
-
-        self._layers = fused(joint.encoder, wanted=False), fused(joint.decoder, wanted=True)
-        self.encoder, self.decoder = self._layers
         self._sampled, self._density = fused_sampled, None
         self._shares: dict[int, Tensor] = {}
         if joint.complete and type(joint.likelihood) in FUSED:
             self._density = FusedDensity(joint.likelihood, ensemble.n_estimators, math.prod(joint.event_shape))
 
-    def begin(self) -> None:
-        self._layers[0].begin()
-        self._layers[1].begin()
+    def layers(self, net: Layers, into: Sequence[Tensor] | None, *, wanted: bool) -> "FusedLayers":
+        from vae_anomaly.kernels.layers import FusedLayers
+
+        assert into is not None
+        return FusedLayers(net.steps, net.weights, into, wanted=wanted)
 
     def weighted(self, reconstruction: Tensor, kl: Tensor, left_out: int) -> tuple[Tensor, Tensor, Tensor]:
         if left_out:

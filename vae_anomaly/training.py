@@ -164,7 +164,9 @@ class _Run:
         self.products = products_for(
             plan.precision, ensemble.device, self.supply.batch_size, ensemble.params.values(), fused=fused
         )
-        self.objective = objective_of(ensemble, x, self.weights.places if fused else None)
+        # What a product on a GPU takes hangs on where its result lies.
+        into = self.weights.places if fused or ensemble.device.type == "cpu" else None
+        self.objective = objective_of(ensemble, x, into, fused=fused)
         self.best_elbo = -math.inf
         self.best_check = 0
         self.best_weights = self.weights.copy()
