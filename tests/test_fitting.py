@@ -6,6 +6,7 @@ import pytest
 import torch
 from tables import TINY, numbers
 
+from vae_anomaly import detector as detecting
 from vae_anomaly import fitting
 from vae_anomaly.detector import VAEDetector
 from vae_anomaly.fitting import fingerprint_of, fit_ensemble, generator_of, map_calibration, marks_of
@@ -77,3 +78,26 @@ def test_marks_that_nobody_wants_any_more_are_left():
         fingerprint_of(encoded, unwanted)
     with pytest.raises(CancelledError):
         marks_of(encoded, split, unwanted)
+
+
+def test_rows_are_marked_by_threads_that_bring_none_of_torch_along(monkeypatch):
+    """With these, more would wait for the next operation than there are processors, and OpenMP's would fall asleep."""
+    seen = []
+
+    def watched(function):
+        def told(*args):
+            seen.append((threading.get_ident(), torch.get_num_threads()))
+            return function(*args)
+
+        return told
+
+    for name in ("fingerprint_of", "marks_of"):
+        monkeypatch.setattr(detecting, name, watched(getattr(detecting, name)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        VAEDetector(**TINY).fit(numbers())
+    finally:
+        torch.set_num_threads(before)
+    assert [number for _, number in seen] == [1, 1]
+    assert threading.get_ident() not in {thread for thread, _ in seen}

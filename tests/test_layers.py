@@ -139,7 +139,7 @@ TABLE = {
     "detector": {
         "calibration", "encoding", "errors", "features", "fitting", "groups", "in_parts", "inputs",
         "label_thresholds", "model_state", "parameters", "pixels", "planning", "row_hashes", "schemas", "scores",
-        "scoring", "splitting", "thresholds", "tiles", "training", "vae",
+        "scoring", "splitting", "thresholds", "tiles", "training", "vae", "workers",
     },
     "predictions": {"data", "discoveries", "errors", "groups", "number_texts"},
     # Scoring of tables of any size.

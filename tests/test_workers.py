@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from vae_anomaly.workers import side_by_side, stream
+from vae_anomaly.workers import beside, side_by_side, stream
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -37,6 +37,15 @@ def test_each_thread_computes_alone_and_the_caller_as_before(n_threads):
     other.start()
     other.join()
     assert others == [n_threads]
+
+
+def test_work_beside_the_callers_is_done_by_threads_that_compute_alone(n_threads):
+    with beside(2) as pool:
+        meeting = threading.Barrier(2, timeout=10)
+        threads = [pool.submit(lambda: (meeting.wait(), torch.get_num_threads())[1]) for _ in range(2)]
+        assert torch.get_num_threads() == n_threads
+        assert [thread.result() for thread in threads] == [1, 1]
+    assert torch.get_num_threads() == n_threads
 
 
 def test_an_error_reaches_the_caller(n_threads):

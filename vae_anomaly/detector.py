@@ -5,7 +5,6 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from typing import Any, Self
 
@@ -56,6 +55,7 @@ from vae_anomaly.thresholds import p_values
 from vae_anomaly.tiles import TileSchema
 from vae_anomaly.training import OnCheck
 from vae_anomaly.vae import VAE
+from vae_anomaly.workers import beside
 
 __all__ = ["VAEDetector", "load"]
 
@@ -336,7 +336,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.fitted_params_: dict[str, Any] = copy.deepcopy({**self.get_params(), "random_state": self.seed_})
         learned = with_changed_copies(self, self.schema_, frame, encoded, split, generators[-1])
         unwanted = threading.Event()
-        with ThreadPoolExecutor(2) as aside:
+        with beside(2) as aside:
             # Of images this takes as long as a GPU takes to train, and asks for nothing that it makes.
             fingerprint = aside.submit(fingerprint_of, encoded, unwanted)
             marks = aside.submit(marks_of, encoded, split, unwanted)

@@ -6,14 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import torch
 
 from vae_anomaly.pipeline import ahead
 
-__all__ = ["side_by_side", "stream"]
+__all__ = ["beside", "side_by_side", "stream"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,6 +72,24 @@ def stream(function: Callable[[T], R], items: Iterator[T]) -> Generator[R, None,
             future.cancel()
 
 
+@contextmanager
+def beside(n_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for work that goes on while the caller computes, each of which computes by itself.
+
+    A thread whose operations torch splits brings threads of its own along. As long as these are there, all in the
+    process are more than the processors, and OpenMP's no longer wait awake for the next operation: to wake them takes
+    longer than most operations of ours.
+
+    Examples
+    --------
+    >>> with beside(1) as pool:
+    ...     pool.submit(torch.get_num_threads).result()
+    1
+    """
+    with _new_pool(n_threads) as pool:
+        yield pool
+
+
 def _with_idle(function: Callable[[T], R], items: list[T], pool: ThreadPoolExecutor, n_threads: int) -> list[R]:
     """``function`` of pieces of a piece: by the thread that does that one, and by those that have nothing to do."""
     results: list[R | None] = [None] * len(items)
@@ -119,6 +137,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _new_pool(n_threads: int) -> ThreadPoolExecutor:
+    usual = torch.get_num_threads()
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="vae_anomaly")
     # All threads meet before any goes on, so that each of them is told once.
     meeting = threading.Barrier(n_threads)
@@ -132,5 +151,5 @@ def _new_pool(n_threads: int) -> ThreadPoolExecutor:
 
     list(pool.map(begin, range(n_threads)))
     # Torch keeps the number last set for threads to come.
-    torch.set_num_threads(n_threads)
+    torch.set_num_threads(usual)
     return pool
