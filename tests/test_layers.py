@@ -25,7 +25,8 @@ TABLE = {
     "tails": set(),
     "thresholds": {"tails"},
     "replay": set(),
-    "fused": {"replay"},
+    "products": set(),
+    "fused": {"products", "replay"},
     "memory": set(),
     "frames": set(),
     "in_parts": {"errors", "frames", "scratch"},
@@ -71,7 +72,6 @@ TABLE = {
     },
     "objective": {"ensemble", "kernels.layers", "kernels.terms", "nets", "pullbacks", "replay", "scratch", "vae"},
     "optimizer": {"adamw", "kernels.adamw"},
-    "products": set(),
     "supply": {"splitting"},
     "replayed_steps": {"kernels.supply", "pipeline", "replay", "streaming", "supply"},
     "training": {

@@ -149,8 +149,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Of products in training. "auto" takes TF32 where they are large, or the steps many, and the device is CUDA's,
         which for layers of 1,024 is twice as fast, and float32 elsewhere. "bfloat16" is for processors with
-        instructions for it (AMX or AVX512-BF16), and a setting of the whole process while it trains. Scores are
-        computed in float32.
+        instructions for it (AMX or AVX512-BF16): large products, and convolutions, are of numbers that are rounded to
+        it. Parameters, sums and scores are in float32.
     random_state : int, RandomState or None, default=0
         Seed of everything random: equal seeds give equal scores.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vae_anomaly.products import Products, RoundedProducts
 from vae_anomaly.replay import Branch
 
 __all__ = ["STEPS", "Affine", "LayersPullback", "LearnedLayers", "affine_maps", "run_layers"]
@@ -117,6 +118,8 @@ class LearnedLayers:
     into : sequence of Tensor, optional
         Where the gradients of weights and biases are to go, in the same order and of the same shapes. Those that lie in
         one piece get there without a copy.
+    rounded : bool, default=False
+        Whether large products are by :class:`~vae_anomaly.products.RoundedProducts`.
 
     Examples
     --------
@@ -136,12 +139,14 @@ class LearnedLayers:
         *,
         wanted: bool = True,
         into: Sequence[Tensor] | None = None,
+        rounded: bool = False,
     ) -> None:
         self.steps, self.wanted = tuple(steps), wanted
         self.maps = affine_maps([value.detach() for value in weights])
         # Of several networks none does, and a product that is put down in parts takes longer than a copy of it.
         places = [place if place.is_contiguous() else None for place in into or ()] or [None] * len(weights)
         self.places = list(zip(places[::2], places[1::2], strict=True))
+        self.products = RoundedProducts() if rounded else Products()
         self.silu = (_SiluAtOnce if weights[0].device.type == "cuda" else _Silu)(weights[0])
 
     def begin(self) -> None:
@@ -150,7 +155,7 @@ class LearnedLayers:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, "LayersPullback"]:
         """Of samples of shape (n_networks, n_samples, n_in)."""
-        maps = iter(self.maps)
+        maps, products = iter(self.maps), self.products
         # What the gradient needs: sigmoids, and inputs of affine maps.
         kept: list[Tensor] = []
         skipped: list[Tensor] = []
@@ -160,7 +165,7 @@ class LearnedLayers:
                 _, turned, bias = next(maps)
                 if before != "silu":
                     kept.append(h)
-                h = torch.baddbmm(bias, h, turned)
+                h = products.mapped(bias, h, turned)
             elif step == "silu":
                 # A residual branch needs its input once more.
                 kept += self.silu(h, may_overwrite=before == "affine")
@@ -186,7 +191,8 @@ class LayersPullback:
         ``g`` is that with respect to what came out. Nobody waits for the gradients of weights before the end: they are
         there once ``branch`` has joined.
         """
-        steps, maps, places, kept = self.layers.steps, list(self.layers.maps), list(self.layers.places), self.kept
+        steps, products, kept = self.layers.steps, self.layers.products, self.kept
+        maps, places = list(self.layers.maps), list(self.layers.places)
         found: list[Tensor] = []
         skipped: list[Tensor] = []
         for index in range(len(steps) - 1, -1, -1):
@@ -195,11 +201,11 @@ class LayersPullback:
                 # The output of a SiLU is kept once, and taken off when its own turn comes.
                 after_silu = index > 0 and steps[index - 1] == "silu"
                 inputs = kept[-1] if after_silu else kept.pop()
-                found += branch.run(functools.partial(_of_weights, g, inputs, *places.pop()), g, inputs)
+                found += branch.run(functools.partial(_of_weights, products, g, inputs, *places.pop()), g, inputs)
                 weight, *_ = maps.pop()
                 if index == 0 and not self.layers.wanted:
                     return None, found[::-1]
-                g = torch.bmm(g, weight)
+                g = products.back(g, weight)
             elif step == "silu":
                 out, gate = kept.pop(), kept.pop()
                 g = self.layers.silu.back(g, gate, out)
@@ -210,6 +216,8 @@ class LayersPullback:
         return g, found[::-1]
 
 
-def _of_weights(g: Tensor, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> list[Tensor]:
+def _of_weights(
+    products: Products, g: Tensor, inputs: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> list[Tensor]:
     """Gradients of the bias and of the weight of an affine map, from that of its output; put where they are to go."""
-    return [torch.sum(g, dim=-2, out=bias), torch.bmm(g.mT, inputs, out=weight)]
+    return [torch.sum(g, dim=-2, out=bias), products.of_weight(g, inputs, weight)]

@@ -73,12 +73,14 @@ class Layers(nn.Sequential):
         """Weight and bias of each affine map, in order."""
         return [value for layer in self.affine for value in (layer.weight, layer.bias)]
 
-    def learned(self, *, wanted: bool = True, into: Sequence[Tensor] | None = None) -> LearnedLayers:
+    def learned(
+        self, *, wanted: bool = True, into: Sequence[Tensor] | None = None, rounded: bool = False
+    ) -> LearnedLayers:
         """Layers of several networks to learn from, by the weights as they are and stay in memory.
 
-        ``wanted`` says whether the gradient with respect to the samples is, and ``into`` where those of weights go.
+        The rest is as :class:`~vae_anomaly.fused.LearnedLayers` has it.
         """
-        return LearnedLayers(self.steps, self.weights, wanted=wanted, into=into)
+        return LearnedLayers(self.steps, self.weights, wanted=wanted, into=into, rounded=rounded)
 
     def settle(self) -> None:
         """Of several networks, whose weights will stay where they are in memory: keep the views that they run by."""
@@ -196,7 +198,8 @@ class Pixels(nn.Module):
         self.shape, self.layers = shape, nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x.reshape(-1, *self.shape))
+        # Under autocast, what is made of it is still in the precision of the samples.
+        out: Tensor = self.layers(x.reshape(-1, *self.shape)).to(x.dtype)
         return out.reshape(*x.shape[:-1], *out.shape[1:])
 
 
@@ -208,7 +211,7 @@ class ToPixels(nn.Module):
         self.layers, self.n_params = nn.Sequential(*layers), n_params
 
     def forward(self, z: Tensor) -> Tensor:
-        out: Tensor = self.layers(z.reshape(-1, z.shape[-1]))
+        out: Tensor = self.layers(z.reshape(-1, z.shape[-1])).to(z.dtype)
         n_samples, _, height, width = out.shape
         phi = out.reshape(n_samples, -1, self.n_params, height, width).movedim(2, -1)
         return phi.reshape(*z.shape[:-1], -1, self.n_params)

@@ -47,12 +47,18 @@ class Objective(Protocol):
 
 
 def objective_of(
-    ensemble: Ensemble, x: Tensor, into: Mapping[str, Tensor] | None = None, *, fused: bool = False
+    ensemble: Ensemble,
+    x: Tensor,
+    into: Mapping[str, Tensor] | None = None,
+    *,
+    fused: bool = False,
+    rounded: bool = False,
 ) -> Objective:
     """The objective of an ensemble on samples of ``x``, of shape (n_samples, *event_shape).
 
     ``into`` names places for gradients of parameters, some of which are then put there. ``fused`` is for ensembles of
     which :func:`~vae_anomaly.kernels.learning.is_fused` says that a GPU learns by its own programs; these need places.
+    ``rounded`` says that a processor is to learn by products of numbers in bfloat16.
 
     Examples
     --------
@@ -64,9 +70,10 @@ def objective_of(
     """
     joint = ensemble.joint()
     if joint is None:
-        return _ByAutograd(ensemble)
+        return _ByAutograd(ensemble, rounded=rounded)
     joint.complete = not _has_holes(x)
-    return (_Fused if fused else _WrittenOut)(ensemble, joint, into)
+    kind = _Fused if fused else _Rounded if rounded else _WrittenOut
+    return kind(ensemble, joint, into)
 
 
 def _has_holes(x: Tensor) -> bool:
@@ -77,8 +84,10 @@ def _has_holes(x: Tensor) -> bool:
 class _ByAutograd:
     """Any ensemble."""
 
-    def __init__(self, ensemble: Ensemble) -> None:
+    def __init__(self, ensemble: Ensemble, *, rounded: bool) -> None:
         self.ensemble = ensemble
+        # Of maps between features alone, those that are so large are rare.
+        self.rounded = rounded and ensemble.skeleton.picture is not None
 
     @torch.no_grad()
     def terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +98,8 @@ class _ByAutograd:
         return terms
 
     def learned(self, x: Tensor, eps: Tensor, beta: float | Tensor, left_out: int) -> Learned:
-        reconstruction, kl = self._terms(x, eps)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.rounded):
+            reconstruction, kl = self._terms(x, eps)
         if left_out:
             kept = _kept((reconstruction - kl).detach(), left_out)
             reconstruction, kl = reconstruction.gather(1, kept), kl.gather(1, kept)
@@ -163,6 +173,13 @@ class _WrittenOut:
         """log p(x | z) of each sample, and the way from what each counts to phi and the likelihood's parameters."""
         entries, pullback = log_densities(self.vae, self.own, phi, x)
         return entries.sum(dim=-1), lambda weights: pullback(-weights.unsqueeze(-1))
+
+
+class _Rounded(_WrittenOut):
+    """The same with large products of numbers in bfloat16."""
+
+    def layers(self, net: Layers, into: Sequence[Tensor] | None, *, wanted: bool) -> "LearnedLayers":
+        return net.learned(wanted=wanted, into=into, rounded=True)
 
 
 class _Fused(_WrittenOut):

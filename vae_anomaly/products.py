@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-__all__ = ["PRECISIONS", "multiplied", "precision_fault", "products_for"]
+__all__ = ["PRECISIONS", "ROUNDED", "Products", "RoundedProducts", "multiplied", "precision_fault", "products_for"]
 
 FULL = "ieee"
+ROUNDED = "bf16"
 
 
 class Precision(NamedTuple):
@@ -21,9 +23,11 @@ class Precision(NamedTuple):
     """Of large ones, and by programs of our own."""
 
 
-PRECISIONS = {"auto": Precision(gpu="tf32"), "float32": Precision(), "bfloat16": Precision(processor="bf16")}
+PRECISIONS = {"auto": Precision(gpu="tf32"), "float32": Precision(), "bfloat16": Precision(processor=ROUNDED)}
 # Smaller products gain little in TF32, or lose.
 MIN_MULTIPLICATIONS = 100_000_000
+# The same of bfloat16, by a processor.
+MIN_ROUNDED = 8_000_000
 # What processors call the instructions that multiply numbers of bfloat16.
 BFLOAT16 = ("amx_bf16", "avx512_bf16")
 
@@ -54,7 +58,7 @@ def _multiplies_bfloat16() -> bool:
 
 
 def products_for(
-    precision: str, device: torch.device, n_rows: int, weights: Iterable[torch.Tensor], *, fused: bool = False
+    precision: str, device: torch.device, n_rows: int, weights: Iterable[Tensor], *, fused: bool = False
 ) -> str:
     """How to multiply so many rows by each of stacked weights, under one of ``PRECISIONS``; the largest decide.
 
@@ -77,10 +81,10 @@ def products_for(
 
 @contextmanager
 def multiplied(device: torch.device, products: str = FULL) -> Iterator[None]:
-    """Products and convolutions of a device in this precision, as PyTorch names it.
+    """Products and convolutions of a GPU in this precision, as PyTorch names it.
 
-    On a GPU, one thread at a time: others wait for it in any case, and what all have at work might not fit into its
-    memory. A processor that is to multiply in full precision does so anyway, in any number of threads.
+    One thread at a time: others wait for a GPU in any case, and what all have at work might not fit into its memory. A
+    processor multiplies as it is told product by product, in any number of threads.
 
     Examples
     --------
@@ -88,15 +92,10 @@ def multiplied(device: torch.device, products: str = FULL) -> Iterator[None]:
     ...     float(torch.ones(2, 3) @ torch.ones(3, 2) @ torch.ones(2) @ torch.ones(2))
     12.0
     """
-    if device.type == "cpu" and products == FULL:
+    if device.type != "cuda":
         yield
         return
-    backends = torch.backends
-    settings = (
-        (backends.cuda.matmul, backends.cudnn.conv)  # type: ignore[attr-defined]
-        if device.type == "cuda"
-        else (backends.mkldnn.matmul, backends.mkldnn.conv)  # type: ignore[attr-defined]
-    )
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     with _TAKEN:
         before = [setting.fp32_precision for setting in settings]
         try:
@@ -106,3 +105,58 @@ def multiplied(device: torch.device, products: str = FULL) -> Iterator[None]:
         finally:
             for setting, value in zip(settings, before, strict=True):
                 setting.fp32_precision = value
+
+
+class Products:
+    """Those of the affine maps of several networks, and of the gradients of these."""
+
+    def mapped(self, bias: Tensor, x: Tensor, turned: Tensor) -> Tensor:
+        """What comes out, shape (n_networks, n_samples, n_out); ``turned`` is of shape (n_networks, n_in, n_out)."""
+        return torch.baddbmm(bias, x, turned)
+
+    def back(self, g: Tensor, weight: Tensor) -> Tensor:
+        """Gradient with respect to what came in, from that of what came out."""
+        return torch.bmm(g, weight)
+
+    def of_weight(self, g: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
+        """Gradient with respect to the weight, put into ``out``, if that is given."""
+        return torch.bmm(g.mT, x, out=out)
+
+
+class RoundedProducts(Products):
+    """The same of a processor with instructions for bfloat16: large ones are of numbers that are rounded to it.
+
+    It adds up in float32, and rounds what it found; weights, biases, and all that is done between products stay as they
+    are. That is what autocast does [1]_, but for products that are too small to gain, and for the many operations
+    around them.
+
+    References
+    ----------
+    .. [1] Micikevicius et al., "Mixed precision training", 2018, https://arxiv.org/abs/1710.03740
+
+    Examples
+    --------
+    >>> x, weight = torch.full((1, 512, 256), 1.0 + 2**-9), torch.ones(1, 256, 256)
+    >>> float(Products().back(x, weight)[0, 0, 0]), float(RoundedProducts().back(x, weight)[0, 0, 0])
+    (256.5, 256.0)
+    """
+
+    def mapped(self, bias: Tensor, x: Tensor, turned: Tensor) -> Tensor:
+        if not _gains(x, turned):
+            return super().mapped(bias, x, turned)
+        return bias + torch.bmm(x.bfloat16(), turned.bfloat16())
+
+    def back(self, g: Tensor, weight: Tensor) -> Tensor:
+        if not _gains(g, weight):
+            return super().back(g, weight)
+        return torch.bmm(g.bfloat16(), weight.bfloat16()).to(g.dtype)
+
+    def of_weight(self, g: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
+        if not _gains(g.mT, x):
+            return super().of_weight(g, x, out)
+        found = torch.bmm(g.mT.bfloat16(), x.bfloat16())
+        return found.to(g.dtype) if out is None else out.copy_(found)
+
+
+def _gains(a: Tensor, b: Tensor) -> bool:
+    return a.numel() * b.shape[-1] >= MIN_ROUNDED

@@ -16,7 +16,7 @@ from vae_anomaly.kernels.learning import is_fused
 from vae_anomaly.memory import keep_freed_memory
 from vae_anomaly.objective import objective_of
 from vae_anomaly.optimizer import FlatParameters, one_cycle
-from vae_anomaly.products import multiplied, products_for
+from vae_anomaly.products import ROUNDED, multiplied, products_for
 from vae_anomaly.replay import Replayed, own_stream
 from vae_anomaly.replayed_steps import ReplayedSteps
 from vae_anomaly.streaming import RowsOnDisk
@@ -166,7 +166,7 @@ class _Run:
         )
         # What a product on a GPU takes hangs on where its result lies.
         into = self.weights.places if fused or ensemble.device.type == "cpu" else None
-        self.objective = objective_of(ensemble, x, into, fused=fused)
+        self.objective = objective_of(ensemble, x, into, fused=fused, rounded=self.products == ROUNDED)
         self.best_elbo = -math.inf
         self.best_check = 0
         self.best_weights = self.weights.copy()

@@ -17,7 +17,7 @@ from torchvision.transforms import ToTensor
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.data.image_arrays import read_idx
-from vae_anomaly.products import multiplied, precision_fault, products_for
+from vae_anomaly.products import Products, RoundedProducts, precision_fault
 
 BATCH = 128
 WIDTHS = (784, 400, 200)
@@ -111,22 +111,22 @@ def product_seconds(n_steps: int, device: str, precision: str) -> float | None:
         return None
     widths = [*WIDTHS, 2 * N_LATENT], [N_LATENT, *WIDTHS[::-1]]
     pairs = [pair for own in widths for pair in itertools.pairwise(own)]
-    x = [torch.randn(BATCH, n_in, device=device) for n_in, _ in pairs]
-    weights = [torch.randn(n_out, n_in, device=device) for n_in, n_out in pairs]
-    gradients = [torch.randn(BATCH, n_out, device=device) for _, n_out in pairs]
-    where, some = torch.device(device), min(n_steps, 50)
+    x = [torch.randn(1, BATCH, n_in) for n_in, _ in pairs]
+    weights = [torch.randn(1, n_out, n_in) for n_in, n_out in pairs]
+    gradients = [torch.randn(1, BATCH, n_out) for _, n_out in pairs]
+    products = RoundedProducts() if precision == "bfloat16" else Products()
+    bias, some = torch.zeros(()), min(n_steps, 50)
 
     def steps() -> None:
         for _ in range(some):
             for own, weight, gradient in zip(x, weights, gradients, strict=True):
-                own @ weight.T
-                gradient.T @ own
+                products.mapped(bias, own, weight.mT)
+                products.of_weight(gradient, own, None)
                 # Nobody asks for the gradient of the images.
-                gradient @ weight if own is not x[0] else None
+                products.back(gradient, weight) if own is not x[0] else None
 
-    with multiplied(where, products_for(precision, where, BATCH, weights)):
-        steps()
-        return min(seconds(steps, device)[0] for _ in range(5)) * n_steps / some
+    steps()
+    return min(seconds(steps, device)[0] for _ in range(5)) * n_steps / some
 
 
 class Race:
