@@ -864,6 +864,22 @@ def modules_after(arguments, *candidates, sentence=None):
     return done.stderr.split()
 
 
+@pytest.mark.parametrize(("given", "found"), [
+    ({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None),
+])  # fmt: skip
+def test_threads_wait_awake_for_a_moment_unless_told_otherwise(given, found):
+    """In the console script, that is, and before torch is loaded, which reads it then."""
+    script = (
+        "import os, sys\nfrom vae_anomaly.cli import main\nsys.argv = ['vae-anomaly', '--version']\n"
+        "try: main()\nfinally: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**clean, **given}, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == f"{found} False"
+
+
 def test_help_loads_nothing_heavy():
     assert modules_after(["--help"], "numpy", *HEAVY) == []
 

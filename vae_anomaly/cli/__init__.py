@@ -29,6 +29,10 @@ VERBS = {
 }
 
 
+# Threads of OpenMP wait for the next operation awake, GNU's for milliseconds. Where another process wants the
+# processors, each operation then waits until all threads of both had a turn; so often, some 0.1 ms, is as fast alone.
+SPINS = "3000"
+
 # What torch says where Python has an error of its own.
 NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")
 
@@ -134,6 +138,9 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    # Read when torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         status = cli.main(prog_name="vae-anomaly", standalone_mode=False)
     except click.ClickException as error:
