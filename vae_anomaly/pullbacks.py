@@ -148,21 +148,41 @@ def _normal(mu: Tensor, raw_scale: Tensor, x: Tensor, min_scale: Tensor) -> tupl
 
 def _bounded(raw: Tensor, bound: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Logits within a bound, and the way back, which writes over the gradient that it is given."""
-    share = torch.tanh(raw / bound)
-    return bound * share, lambda g: torch.ops.aten.tanh_backward(g.mul_(bound), share).div_(bound)
+    share = (raw / bound).tanh_()
+
+    def back(g: Tensor) -> Tensor:
+        of_raw: Tensor = torch.ops.aten.tanh_backward.grad_input(g.mul_(bound), share, grad_input=g)
+        return of_raw.div_(bound)
+
+    return bound * share, back
 
 
 def _binary(raw: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
     logits, back = _bounded(raw, MAX_LOGIT)
-    inside = x.clamp(0.0, 1.0)
-    outside = (x - inside).abs_().mul_(MAX_LOGIT)
+    inside, outside = (x, None) if _within(x) else _parted(x)
     # Softplus, from logits that are bounded, in a quarter of the time; nothing is learned from its last digits.
-    entries = torch.sigmoid(-logits).log_().addcmul_(inside, logits).sub_(outside)
+    entries = torch.neg(logits).sigmoid_().log_().addcmul_(inside, logits)
+    if outside is not None:
+        entries.sub_(outside)
 
     def pullback(g: Tensor) -> list[Tensor]:
         return [back(torch.ops.aten.softplus_backward(-g, logits, 1, 20).add_(g * inside))]
 
     return entries, pullback
+
+
+def _within(x: Tensor) -> bool:
+    """Whether all values are in [0, 1], where to ask takes less time than what it may save."""
+    if x.device.type != "cpu" or not x.numel():
+        return False
+    least, most = torch.aminmax(x)
+    return bool(least >= 0.0) and bool(most <= 1.0)
+
+
+def _parted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values within [0, 1], and what is subtracted for those beyond."""
+    inside = x.clamp(0.0, 1.0)
+    return inside, (x - inside).abs_().mul_(MAX_LOGIT)
 
 
 def _onehot(raw: Tensor, x: Tensor, likelihood: Categorical) -> tuple[Tensor, Pullback]:
