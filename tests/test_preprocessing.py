@@ -424,14 +424,15 @@ def test_decimal_commas_are_named_rather_than_ignored():
     assert Schema.infer(frame.assign(temp=["a,b", "1,2", "x"])).columns[1].kind == "categorical"
 
 
+@pytest.mark.parametrize("order", ["a b c two code", "a two b code c", "code a two b c"])
 @pytest.mark.parametrize("values_at_once", [1, 192, 32768])
-def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(values_at_once, rng, monkeypatch):
+def test_a_frame_of_floats_alone_is_encoded_as_its_columns_are(values_at_once, order, rng, monkeypatch):
     monkeypatch.setattr(preprocessing, "VALUES_AT_ONCE", values_at_once)
     frame = pd.DataFrame(rng.normal(size=(300, 3)).round(1), columns=["a", "b", "c"])
     frame["two"], frame["code"] = rng.integers(0, 2, size=300) * 1.0, rng.integers(0, 4, size=300) * 1.0
-    frame = frame.mask(rng.random(frame.shape) < 0.1)
+    frame = frame[order.split()].mask(rng.random(frame.shape) < 0.1)
     schema = Schema.infer(frame, categorical=["code"], rank_share=0.15)
-    frame.iloc[3, 0], frame.iloc[4, 2] = 1e300, -1e300
+    frame.loc[3, "a"], frame.loc[4, "c"] = 1e300, -1e300
     beside = schema.encode(frame.astype({"b": object}))
     np.testing.assert_array_equal(schema.encode(frame), beside)
     np.testing.assert_array_equal(schema.encode(frame.to_numpy()), beside)

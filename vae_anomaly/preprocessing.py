@@ -107,6 +107,12 @@ class Column:
         return straight
 
 
+def _in_a_row(places: Sequence[int]) -> Sequence[int] | slice:
+    """Places of columns; as a slice, of which no copy is made, if they are beside each other."""
+    beside = range(places[0], places[0] + len(places)) if places else range(0)
+    return slice(beside.start, beside.stop) if list(places) == list(beside) else places
+
+
 class RealsEncoder(Protocol):
     """Who encodes real columns."""
 
@@ -148,10 +154,11 @@ class Reals:
         start = 0
         for part in [self] if len(floats) <= FEW_ROWS else self._parts:
             own = slice(start, start + len(part.columns))
+            there = _in_a_row(places[own])
             size = max(1, VALUES_AT_ONCE // max(1, len(part.columns)))
             for first in range(0, len(floats), size):
                 rows = slice(first, first + size)
-                out[rows, own] = part.encode(floats[rows, places[own]])
+                out[rows, own] = part.encode(floats[rows, there])
             start = own.stop
 
     @cached_property
