@@ -40,11 +40,19 @@ def test_each_thread_computes_alone_and_the_caller_as_before(n_threads):
 
 
 def test_work_beside_the_callers_is_done_by_threads_that_compute_alone(n_threads):
-    with beside(2) as pool:
-        meeting = threading.Barrier(2, timeout=10)
-        threads = [pool.submit(lambda: (meeting.wait(), torch.get_num_threads())[1]) for _ in range(2)]
-        assert torch.get_num_threads() == n_threads
-        assert [thread.result() for thread in threads] == [1, 1]
+    known = threading.Event()
+
+    def told():
+        assert known.wait(10)
+        return threading.get_ident(), torch.get_num_threads()
+
+    works = [beside(told) for _ in range(3)]
+    # It goes on meanwhile.
+    assert torch.get_num_threads() == n_threads
+    known.set()
+    found = [work.result() for work in works]
+    assert [number for _, number in found] == [1, 1, 1]
+    assert threading.get_ident() not in {thread for thread, _ in found}
     assert torch.get_num_threads() == n_threads
 
 

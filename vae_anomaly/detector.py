@@ -5,6 +5,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from numbers import Integral
 from typing import Any, Self
 
@@ -336,15 +337,15 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.fitted_params_: dict[str, Any] = copy.deepcopy({**self.get_params(), "random_state": self.seed_})
         learned = with_changed_copies(self, self.schema_, frame, encoded, split, generators[-1])
         unwanted = threading.Event()
-        with beside(2) as aside:
-            # Of images this takes as long as a GPU takes to train, and asks for nothing that it makes.
-            fingerprint = aside.submit(fingerprint_of, encoded, unwanted)
-            marks = aside.submit(marks_of, encoded, split, unwanted)
-            try:
-                fitted = fit_ensemble(self, *learned, generators, on_check)
-            except BaseException:
-                unwanted.set()
-                raise
+        # Of images this takes as long as a GPU takes to train, and asks for nothing that it makes.
+        fingerprint: Future[Any] = beside(fingerprint_of, encoded, unwanted)
+        marks: Future[Any] = beside(marks_of, encoded, split, unwanted)
+        try:
+            fitted = fit_ensemble(self, *learned, generators, on_check)
+        except BaseException:
+            unwanted.set()
+            wait([fingerprint, marks])
+            raise
         self.ensemble_, self.eps_, self.architecture_, self.history_, self.active_units_ = fitted
         self.n_rows_ = {"train": len(split.fitted), "calibration": len(split.calibration)}
         scores = self._calibration_map(self._score_function(self._score()), encoded, split)

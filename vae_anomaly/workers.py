@@ -6,8 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from typing import TypeVar
+from contextlib import closing
+from typing import Any, TypeVar
 
 import torch
 
@@ -72,9 +72,8 @@ def stream(function: Callable[[T], R], items: Iterator[T]) -> Generator[R, None,
             future.cancel()
 
 
-@contextmanager
-def beside(n_threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for work that goes on while the caller computes, each of which computes by itself.
+def beside(function: Callable[..., R], *args: Any) -> Future[R]:
+    """Begin ``function(*args)`` while the caller goes on, in one of these threads.
 
     A thread whose operations torch splits brings threads of its own along. As long as these are there, all in the
     process are more than the processors, and OpenMP's no longer wait awake for the next operation: to wake them takes
@@ -82,12 +81,10 @@ def beside(n_threads: int) -> Iterator[ThreadPoolExecutor]:
 
     Examples
     --------
-    >>> with beside(1) as pool:
-    ...     pool.submit(torch.get_num_threads).result()
-    1
+    >>> beside(lambda n: int(torch.ones(n).sum()), 3).result()
+    3
     """
-    with _new_pool(n_threads) as pool:
-        yield pool
+    return _pool(torch.get_num_threads()).submit(function, *args)
 
 
 def _with_idle(function: Callable[[T], R], items: list[T], pool: ThreadPoolExecutor, n_threads: int) -> list[R]:
@@ -137,7 +134,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def _new_pool(n_threads: int) -> ThreadPoolExecutor:
-    usual = torch.get_num_threads()
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="vae_anomaly")
     # All threads meet before any goes on, so that each of them is told once.
     meeting = threading.Barrier(n_threads)
@@ -151,5 +147,5 @@ def _new_pool(n_threads: int) -> ThreadPoolExecutor:
 
     list(pool.map(begin, range(n_threads)))
     # Torch keeps the number last set for threads to come.
-    torch.set_num_threads(usual)
+    torch.set_num_threads(n_threads)
     return pool
