@@ -196,11 +196,7 @@ class _Run:
     def _next_batch(self) -> Tensor:
         """Samples of the next batch, shape (n_estimators, batch_size, *event_shape), changed if the plan says so."""
         (rows,) = self.supply.rows(self.step, self.step + 1)
-        if isinstance(self.x, RowsOnDisk):
-            batch = self.x[rows]
-        else:
-            # A third of the time that it takes to index by several members' rows.
-            batch = self.x.index_select(0, rows.flatten()).view(*rows.shape, *self.x.shape[1:])
+        batch: Tensor = self.x[rows]
         change, generators = self.plan.change, self.supply.generators
         if change is None:
             return batch
