@@ -118,12 +118,12 @@ class _WrittenOut:
         self.vae = joint
         names = {id(value): name for name, value in ensemble.params.items()}
 
-        def layers(net: Layers, *, wanted: bool) -> "LearnedLayers | FusedLayers":
+        def of_net(net: Layers, *, wanted: bool) -> "LearnedLayers | FusedLayers":
             places = None if into is None else [into[names[id(value)]] for value in net.weights]
             return self.layers(net, places, wanted=wanted)
 
         # Nobody asks for the gradient of samples.
-        self.encoder, self.decoder = layers(joint.encoder, wanted=False), layers(joint.decoder, wanted=True)
+        self.encoder, self.decoder = of_net(joint.encoder, wanted=False), of_net(joint.decoder, wanted=True)
         self.own = [value for name, value in ensemble.params.items() if name.startswith("likelihood.")]
         found = [*self.own, *joint.encoder.weights, *joint.decoder.weights]
         order = {id(value): place for place, value in enumerate(found)}

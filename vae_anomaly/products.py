@@ -152,7 +152,7 @@ class RoundedProducts(Products):
         return torch.bmm(g.bfloat16(), weight.bfloat16()).to(g.dtype)
 
     def of_weight(self, g: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
-        if not _gains(g.mT, x):
+        if not _gains(g, x):
             return super().of_weight(g, x, out)
         found = torch.bmm(g.mT.bfloat16(), x.bfloat16())
         return found.to(g.dtype) if out is None else out.copy_(found)
