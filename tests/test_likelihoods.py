@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vae_anomaly.likelihoods import LIKELIHOODS, MAX_LOGIT, Blocks, OneHotBlocks
+from vae_anomaly.likelihoods import LIKELIHOODS, MAX_LOGIT, Blocks, OneHotBlocks, softplus
 
 N_ENTRIES = 8
 MIN_SCALE = 0.05
@@ -115,12 +115,8 @@ def test_samples_of_any_rank_are_described(name, generator, seeded_torch):
     assert px.log_prob(px.sample()).shape == (5,)
 
 
-def softplus(raw):
-    return np.logaddexp(0.0, raw)
-
-
 def scale_of(raw):
-    return softplus(np.asarray(raw) + math.log(math.e - 1.0)) + np.float32(MIN_SCALE)
+    return np.logaddexp(0.0, np.asarray(raw) + math.log(math.e - 1.0)) + np.float32(MIN_SCALE)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "gaussian_per_feature", "gaussian_shared"])
@@ -135,7 +131,7 @@ def test_gaussians_are_those_of_scipy(name, generator, rng):
 def test_student_t_is_that_of_scipy(generator, rng):
     likelihood = make("student_t")
     phi, x = phi_for(likelihood, generator, 4), 3.0 * rng.normal(size=(4, N_ENTRIES))
-    df = 2.0 + softplus(likelihood.raw_df.detach().numpy())
+    df = 2.0 + np.logaddexp(0.0, likelihood.raw_df.detach().numpy())
     expected = stats.t(df, phi[..., 0].numpy(), scale_of(phi[..., 1])).logpdf(x).sum(axis=1)
     np.testing.assert_allclose(likelihood(phi).log_prob(torch.from_numpy(x)).detach(), expected, rtol=1e-9)
 
@@ -315,3 +311,34 @@ def test_far_away_values_have_finite_gradients(name, generator):
     x = torch.full((4, N_ENTRIES), 1e3, dtype=torch.float64)
     likelihood(phi).log_prob(x).sum().backward()
     assert torch.isfinite(phi.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_is_that_of_numpy(dtype):
+    ends = [-1e30, -torch.inf, torch.inf, 1e30, -0.0]
+    raw = torch.cat([torch.linspace(-120.0, 120.0, 10_001, dtype=dtype), torch.tensor(ends, dtype=dtype)])
+    with torch.no_grad():
+        found = softplus(raw)
+        assert torch.isnan(softplus(torch.tensor([torch.nan]))).all()
+    near_one = torch.finfo(dtype).eps
+    np.testing.assert_allclose(found, np.logaddexp(0.0, raw.double().numpy()), rtol=near_one, atol=near_one)
+
+
+def test_softplus_has_the_slope_of_a_sigmoid():
+    raw = torch.linspace(-30.0, 30.0, 601, dtype=torch.float64).requires_grad_()
+    softplus(raw).sum().backward()
+    np.testing.assert_allclose(raw.grad, raw.detach().sigmoid(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_densities_are_the_same_where_nothing_is_learned(name, generator, seeded_torch):
+    likelihood = make(name)
+    phi = phi_for(likelihood, generator, 40, spread=3.0)
+    learned = likelihood(phi)
+    x = learned.sample()
+    with torch.no_grad():
+        scored = likelihood(phi)
+        torch.testing.assert_close(scored.mean, learned.mean, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            scored.base_dist.log_prob(x), learned.base_dist.log_prob(x).detach(), rtol=1e-6, atol=1e-8
+        )
