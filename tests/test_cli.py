@@ -880,6 +880,16 @@ def test_threads_wait_awake_for_a_moment_unless_told_otherwise(given, found):
     assert done.stdout.splitlines()[-1] == f"{found} False"
 
 
+def test_only_the_console_script_looks_for_garbage_less_often():
+    script = (
+        "import gc, sys\nbefore = gc.get_threshold()\nfrom vae_anomaly.cli import main\n"
+        "assert gc.get_threshold() == before\nsys.argv = ['vae-anomaly', '--version']\n"
+        "try: main()\nfinally: print(before[0] < gc.get_threshold()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "True", done.stderr
+
+
 def test_help_loads_nothing_heavy():
     assert modules_after(["--help"], "numpy", *HEAVY) == []
 

@@ -1,5 +1,6 @@
 """The command line: ``vae-anomaly VERB``. One file for each verb; this one holds the group and the exit codes."""
 
+import gc
 import os
 import re
 import sys
@@ -32,6 +33,10 @@ VERBS = {
 # Threads of OpenMP wait for the next operation awake, GNU's for milliseconds. Where another process wants the
 # processors, each operation then waits until all threads of both had a turn; so often, some 0.1 ms, is as fast alone.
 SPINS = "3000"
+
+# New objects after which Python looks for garbage. Torch and scikit-learn make a million that stay, and to go through
+# them over and over took half a second.
+NEW_OBJECTS = 10_000
 
 # What torch says where Python has an error of its own.
 NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")
@@ -141,6 +146,7 @@ def main() -> None:
     # Read when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    gc.set_threshold(NEW_OBJECTS)
     try:
         status = cli.main(prog_name="vae-anomaly", standalone_mode=False)
     except click.ClickException as error:
