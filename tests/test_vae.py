@@ -163,6 +163,27 @@ def test_neg_elbo_is_kl_less_expected_log_px_z(likelihood, prior, make_vae, gene
     torch.testing.assert_close(vae.kl(x, eps), terms.kl, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_draws_one_after_the_other_say_what_all_say_at_once(likelihood, make_vae, generator, monkeypatch):
+    vae = make_vae(likelihood=likelihood)
+    x, eps = torch.rand(7, 5, generator=generator), torch.randn(3, 1, 2, generator=generator)
+    x[2, 3] = torch.nan
+    decoded = []
+    vae.decoder.register_forward_hook(lambda net, given, said: decoded.append(given[0].ndim))
+
+    def found():
+        with torch.no_grad():
+            return [*vae.terms(x, eps), *vae.elbo_terms(x, eps), vae.expected_entries(x, eps)]
+
+    at_once = found()
+    monkeypatch.setattr("vae_anomaly.vae.MAX_DECODED", 0)
+    torch.testing.assert_close(found(), at_once)
+    assert decoded == 3 * [3] + 9 * [2]
+    vae.elbo(x, eps).sum().backward()
+    assert decoded[12:] == [3], "autograd notes down one operation sooner than three"
+    torch.testing.assert_close(at_once[-1].sum(dim=-1), at_once[4])
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 def test_kl_is_the_monte_carlo_mean_within_its_standard_error(prior, make_vae, generator):
     vae = make_vae(prior=prior, dtype=torch.float64)

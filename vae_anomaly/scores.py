@@ -278,8 +278,7 @@ def _neg_log_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
 
 
 def _expected_neg_log_entries(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
-    qz = vae.encode(x)
-    return -vae.entries(vae.decode(qz.mean + qz.stddev * eps), x).mean(dim=0)
+    return -vae.expected_entries(x, eps)
 
 
 class Score(NamedTuple):
