@@ -108,7 +108,8 @@ def _fill_references(
     ensemble: Ensemble, train_x: torch.Tensor, held_out_x: torch.Tensor, eps: torch.Tensor, imputation_steps: int
 ) -> NDArray[np.int64]:
     """Give members what their scores are compared with; how many of their latent variables are in use."""
-    told = ensemble.told(imputation_steps=imputation_steps)
+    complete = not any(bool(torch.isnan(rows.amin())) for rows in (train_x, held_out_x))
+    told = ensemble.told(complete=complete, imputation_steps=imputation_steps)
 
     def fill(reference: Callable[..., Any], *rows: torch.Tensor, shared: Sequence[torch.Tensor] = ()) -> None:
         dims = (*(0 for _ in rows), *(None for _ in shared))
