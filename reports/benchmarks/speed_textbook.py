@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 from speed_measuring import Case, Figures, fitted, in_turn, n_learned, seconds
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class TextbookVAE(nn.Module):
 
 
 class SingleImages(Dataset):
-    """One image at a time, as a data set of files gives them."""
+    """One image at a time, from an array."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images, self.transform = images, ToTensor()
@@ -87,11 +88,22 @@ class SingleImages(Dataset):
         return self.transform(self.images[index]).view(-1)
 
 
-def textbook_fit(images: np.ndarray, n_epochs: int, device: str) -> TextbookVAE:
+class SinglePictures(SingleImages):
+    """One image at a time, as most tutorials get it from ``torchvision.datasets.MNIST``: a PIL image made a tensor."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(Image.fromarray(self.images[index])).view(-1)
+
+
+# What the loop reads.
+READ: dict[str, type[SingleImages]] = {"arrays": SingleImages, "PIL images": SinglePictures}
+
+
+def textbook_fit(images: np.ndarray, n_epochs: int, device: str, read: str) -> TextbookVAE:
     torch.manual_seed(0)
     model = TextbookVAE().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loader = DataLoader(SingleImages(images), batch_size=BATCH, shuffle=True)
+    loader = DataLoader(READ[read](images), batch_size=BATCH, shuffle=True)
     for _ in range(n_epochs):
         for x in loader:
             x = x.to(device)
@@ -147,8 +159,8 @@ class Race:
             score_name="neg_elbo", precision=precision,
         )  # fmt: skip
 
-    def loop(self) -> TextbookVAE:
-        return textbook_fit(self.train[: self.n_images], self.n_epochs, self.options.device)
+    def loop(self, read: str = "arrays") -> TextbookVAE:
+        return textbook_fit(self.train[: self.n_images], self.n_epochs, self.options.device, read)
 
     def our_elbo(self, detector: VAEDetector) -> float:
         return -float(detector.anomaly_score(self.test[:, None], score_name="neg_elbo").mean())
@@ -158,22 +170,24 @@ class Race:
             x = torch.from_numpy(self.test.reshape(len(self.test), -1)).to(self.options.device) / 255
             return -float(np.mean([float(model.loss(x)) / len(x) for _ in range(16)]))
 
-    def measure(self, epochs: int | None = None, precision: str = "auto") -> Figures:
+    def measure(self, epochs: int | None = None, precision: str = "auto", read: str = "arrays") -> Figures:
         """Our time is all of ``fit``: training, what scores are compared with, and the threshold."""
         epochs, device = epochs or self.n_epochs, self.options.device
-        mine, theirs = in_turn(partial(self.ours, epochs, precision), self.loop, self.options.pairs, device)
+        ours, loop = partial(self.ours, epochs, precision), partial(self.loop, read)
+        mine, theirs = in_turn(ours, loop, self.options.pairs, device)
         return {
             "data": self.what,
             "epochs": epochs,
             "theirs_epochs": self.n_epochs,
+            "theirs_read": read,
             "precision": precision,
             "images": self.n_images,
             "ours_seconds": mine,
             "theirs_seconds": theirs,
             "ratio": theirs / mine,
             "products_seconds": product_seconds(epochs * (self.n_images // BATCH), device, precision),
-            "ours_elbo": self.our_elbo(self.ours(epochs, precision)),
-            "theirs_elbo": self.loop_elbo(self.loop()),
+            "ours_elbo": self.our_elbo(ours()),
+            "theirs_elbo": self.loop_elbo(loop()),
         }
 
     def as_good(self) -> Figures:
@@ -184,13 +198,15 @@ class Race:
 
 
 def textbook(options: argparse.Namespace) -> Iterator[Case]:
-    """With equal epochs, with an equal ELBO, in bfloat16 where the processor has it, and with as many images as MNIST.
+    """With equal epochs, the loop reading arrays or pictures, with an equal ELBO, in bfloat16 where the processor has
+    it, and with as many images as MNIST.
 
     The last only if asked for large sizes, as the loop takes minutes for it.
     """
     train, test, what = digits(options)
     race = Race(options, train[:2000] if options.quick else train, test, what)
     yield Case("textbook", what, race.measure)
+    yield Case("textbook", f"{what}, the loop reading PIL images", partial(race.measure, read="PIL images"))
     yield Case("textbook", f"{what}, epochs for the loop's ELBO", race.as_good)
     if not precision_fault("bfloat16", torch.device(options.device)):
         yield Case("textbook", f"{what}, bfloat16", partial(race.measure, precision="bfloat16"))
