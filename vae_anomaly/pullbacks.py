@@ -25,6 +25,7 @@ from vae_anomaly.likelihoods import (
     OneHotBlocks,
     StudentT,
     log_normaliser,
+    softplus,
 )
 from vae_anomaly.vae import MAX_LOGVAR, VAE
 
@@ -64,8 +65,8 @@ def sampled(raw: Tensor, eps: Tensor) -> Sampled:
     [[1.0, 1.5]]
     """
     mu, raw_logvar = raw.chunk(2, dim=-1)
-    bounded = torch.tanh(raw_logvar / MAX_LOGVAR)
-    log_scale = 0.5 * MAX_LOGVAR * bounded
+    logvar, back = _bounded(raw_logvar, MAX_LOGVAR)
+    log_scale = logvar.mul_(0.5)
     scale = torch.exp(log_scale)
     z = torch.addcmul(mu, scale, eps)
     squares = torch.addcmul(mu.square(), scale, scale)
@@ -74,9 +75,8 @@ def sampled(raw: Tensor, eps: Tensor) -> Sampled:
     def pullback(of_z: Tensor, of_kl: Tensor) -> Tensor:
         of_kl = of_kl.unsqueeze(-1)
         of_scale = (of_z * eps).add_(of_kl * scale)
-        of_log_scale = of_scale.mul_(scale).sub_(of_kl).mul_(0.5 * MAX_LOGVAR)
-        of_raw_logvar = torch.ops.aten.tanh_backward(of_log_scale, bounded).div_(MAX_LOGVAR)
-        return torch.cat([of_z + of_kl * mu, of_raw_logvar], dim=-1)
+        of_logvar = of_scale.mul_(scale).sub_(of_kl).mul_(0.5)
+        return torch.cat([of_z + of_kl * mu, back(of_logvar)], dim=-1)
 
     return Sampled(z, kl, pullback)
 
@@ -130,43 +130,43 @@ def _by_autograd(vae: VAE, own: Sequence[Tensor], phi: Tensor, x: Tensor) -> tup
 def _scaled(raw: Tensor, min_scale: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Scales above a floor, and the way back from what may hold more samples than there are scales."""
     raw = raw + RAW_ONE
-    return F.softplus(raw) + min_scale, lambda g: torch.ops.aten.softplus_backward(g.sum_to_size(raw.shape), raw, 1, 20)
+    return softplus(raw) + min_scale, lambda g: torch.ops.aten.softplus_backward(g.sum_to_size(raw.shape), raw, 1, 20)
 
 
 def _normal(mu: Tensor, raw_scale: Tensor, x: Tensor, min_scale: Tensor) -> tuple[Tensor, Pullback]:
     scale, back = _scaled(raw_scale, min_scale)
     u = (x - mu).div_(scale)
-    entries = torch.addcmul(scale.log().add_(LOG_ROOT_2PI).neg_(), u, u, value=-0.5)
+    entries = torch.addcmul(torch.rsub(scale.log(), -LOG_ROOT_2PI), u, u, value=-0.5)
 
     def pullback(g: Tensor) -> list[Tensor]:
-        of_u = g * u
-        of_scale = (u / scale).mul_(of_u).sub_(g / scale)
-        return [of_u.div_(scale), back(of_scale)]
+        of_mu = (g * u).div_(scale)
+        return [of_mu, back(torch.addcmul(-g / scale, of_mu, u))]
 
     return entries, pullback
 
 
 def _bounded(raw: Tensor, bound: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Logits within a bound, and the way back, which writes over the gradient that it is given."""
-    share = (raw / bound).tanh_()
+    """As :func:`~vae_anomaly.likelihoods.bounded`; the way back writes over the gradient that it is given."""
+    share = torch.mul(raw, 2.0 / bound).sigmoid_()
 
     def back(g: Tensor) -> Tensor:
-        of_raw: Tensor = torch.ops.aten.tanh_backward.grad_input(g.mul_(bound), share, grad_input=g)
-        return of_raw.div_(bound)
+        of_raw: Tensor = torch.ops.aten.sigmoid_backward.grad_input(g, share, grad_input=g)
+        return of_raw.mul_(4.0)
 
-    return bound * share, back
+    return (share - 0.5).mul_(2.0 * bound), back
 
 
 def _binary(raw: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
     logits, back = _bounded(raw, MAX_LOGIT)
     inside, outside = (x, None) if _within(x) else _parted(x)
-    # Softplus, from logits that are bounded, in a quarter of the time; nothing is learned from its last digits.
-    entries = torch.neg(logits).sigmoid_().log_().addcmul_(inside, logits)
+    # Of a 0; its logarithm is minus the softplus of the logits, which are bounded.
+    probability = torch.neg(logits).sigmoid_()
+    entries = probability.log().addcmul_(inside, logits)
     if outside is not None:
         entries.sub_(outside)
 
     def pullback(g: Tensor) -> list[Tensor]:
-        return [back(torch.ops.aten.softplus_backward(-g, logits, 1, 20).add_(g * inside))]
+        return [back((inside - 1.0).add_(probability).mul(g))]
 
     return entries, pullback
 
@@ -256,12 +256,19 @@ def _mixed(likelihood: Mixed, phi: Tensor, x: Tensor) -> tuple[Tensor, Pullback]
     entries = torch.cat([own for own, _ in parts], dim=-1)
 
     def pullback(g: Tensor) -> list[Tensor]:
-        shares = torch.split(g.expand_as(entries), sizes, dim=-1)
+        # What is the same for all columns stays one number for each sample.
+        shares = torch.split(g, sizes, dim=-1) if g.shape[-1] == sum(sizes) else itertools.repeat(g)
+        of_phi = torch.empty_like(phi)
+        of_first, of_second = of_phi.unbind(dim=-1)
+        places = torch.split(of_first, sizes, dim=-1)
         # Only reals have a second parameter.
-        (of_mu, *of_second), *others = (back(own) for (_, back), own in zip(parts, shares, strict=False))
-        of_first = [of_mu, *itertools.chain.from_iterable(others)]
-        of_second.append(torch.zeros_like(second[..., n_real:]))
-        return [torch.stack([torch.cat(of_first, dim=-1), torch.cat(of_second, dim=-1)], dim=-1)]
+        of_second[..., n_real:] = 0.0
+        for (_, back), own, place in zip(parts, shares, places, strict=False):
+            found, *of_scale = back(own)
+            place.copy_(found)
+            if of_scale:
+                of_second[..., :n_real] = of_scale[0]
+        return [of_phi]
 
     return entries, pullback
 

@@ -10,7 +10,7 @@ from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
 from vae_anomaly.errors import look_up
-from vae_anomaly.likelihoods import LIKELIHOODS, Likelihood
+from vae_anomaly.likelihoods import LIKELIHOODS, Likelihood, bounded
 from vae_anomaly.nets import build_nets
 from vae_anomaly.picture import Picture
 from vae_anomaly.priors import PRIORS, Prior, StandardNormal
@@ -47,7 +47,7 @@ class _Posterior(distributions.Normal):
     @cached_property
     def log_scale(self) -> Tensor:
         """Logarithm of the scale, within its bounds."""
-        return 0.5 * MAX_LOGVAR * torch.tanh(self.raw_logvar / MAX_LOGVAR)
+        return 0.5 * bounded(self.raw_logvar, MAX_LOGVAR)
 
     @cached_property
     def scale(self) -> Tensor:  # type: ignore[override]
