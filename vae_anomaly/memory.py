@@ -1,16 +1,20 @@
 """How much memory there is, and what the C library does with what is freed."""
 
+import ctypes
+import mmap
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["as_tensor", "available_memory", "fits", "keep_freed_memory"]
+__all__ = ["as_tensor", "available_memory", "fits", "keep_freed_memory", "use_huge_pages"]
 
 # The largest block that glibc learns from is 32 MiB.
 LARGEST = 30 * 2**20
+HUGE_PAGE = 2 * 2**20
 # What any machine has that trains networks.
 FALLBACK = 4 * 2**30
 
@@ -70,3 +74,20 @@ def keep_freed_memory() -> None:
     takes no memory.
     """
     torch.empty(LARGEST, dtype=torch.uint8)
+
+
+def use_huge_pages() -> None:
+    """Have the next 60 MiB come in pages of 2 MiB, where the system is Linux and gives them to those who ask.
+
+    A step of training goes through some thousand pages of 4 KiB, and a processor remembers where two thousand are; on a
+    virtual machine, to look for one takes four times as long.
+    """
+    keep_freed_memory()
+    if sys.platform != "linux":
+        return
+    # At once, so that the second block is not the memory of the first; as large as those that stay when they are freed.
+    for block in [torch.empty(LARGEST - HUGE_PAGE, dtype=torch.uint8) for _ in range(2)]:
+        start = -(-block.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+        length = block.data_ptr() + block.numel() - start
+        # Advice: where it is not taken, all is as before.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)

@@ -13,7 +13,7 @@ from torch import Tensor
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import TrainingError
 from vae_anomaly.kernels.learning import is_fused
-from vae_anomaly.memory import keep_freed_memory
+from vae_anomaly.memory import use_huge_pages
 from vae_anomaly.objective import objective_of
 from vae_anomaly.optimizer import FlatParameters, one_cycle
 from vae_anomaly.products import ROUNDED, multiplied, products_for
@@ -121,7 +121,7 @@ def train(
     TrainingError
         If a loss is not finite; the message says in which epoch and batch.
     """
-    keep_freed_memory()
+    use_huge_pages()
     with own_stream(ensemble.device), closing(_Run(ensemble, x, train_rows, held_out_rows, plan, generators)) as run:
         for first in range(0, plan.n_steps, run.steps_per_check):
             with multiplied(ensemble.device, run.products):
