@@ -79,8 +79,8 @@ def keep_freed_memory() -> None:
 def use_huge_pages() -> None:
     """Have the next 60 MiB come in pages of 2 MiB, where the system is Linux and gives them to those who ask.
 
-    A step of training goes through some thousand pages of 4 KiB, and a processor remembers where two thousand are; on a
-    virtual machine, to look for one takes four times as long.
+    A step of training goes through thousands of pages of 4 KiB, more than a processor remembers the places of; on a
+    virtual machine, above all, it takes long to look for one.
     """
     keep_freed_memory()
     if sys.platform != "linux":
