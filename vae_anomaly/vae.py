@@ -1,7 +1,6 @@
 """The variational autoencoder: encode, decode, and the terms that every bound and score is made of."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -247,16 +246,13 @@ class VAE(nn.Module):
 
     def expected_entries(self, x: Tensor, eps: Tensor) -> Tensor:
         """What each entry of ``x`` contributes to E[log p(x | z)] under q(z | x); ``eps`` as of :meth:`terms`."""
-        z = _at(self.encode(x), eps)
-        if _at_once(z, x):
-            return self.entries(self.decode(z), x).mean(dim=0)
-        return functools.reduce(torch.add, (self.entries(self.decode(draw), x) for draw in z)) / len(z)
+        return self._at_draws(self.entries, _at(self.encode(x), eps), x).mean(dim=0)
 
-    def _log_px_at(self, z: Tensor, x: Tensor) -> Tensor:
-        """log p(x | z) at draws of z, of shape (n_mc, n_samples, latent_dim)."""
-        if _at_once(z, x):
-            return self.log_px_z(self.decode(z), x)
-        return torch.stack([self.log_px_z(self.decode(draw), x) for draw in z])
+    def _at_draws(self, function: Callable[[Distribution, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
+        """``function(p(x | z), x)`` at draws of z, of shape (n_mc, n_samples, latent_dim)."""
+        if len(z) * x.numel() <= MAX_DECODED or z.device.type != "cpu" or torch.is_grad_enabled():
+            return function(self.decode(z), x)
+        return torch.stack([function(self.decode(draw), x) for draw in z])
 
     def terms(self, x: Tensor, eps: Tensor) -> Terms:
         """Terms of the bounds for samples ``x`` of shape (n_samples, *event_shape).
@@ -265,7 +261,7 @@ class VAE(nn.Module):
         """
         qz, pz = self.encode(x), self.pz()
         z = _at(qz, eps)
-        return Terms(self._log_px_at(z, x), pz.log_prob(z), qz.log_prob(z), self._kl(qz, z, pz))
+        return Terms(self._at_draws(self.log_px_z, z, x), pz.log_prob(z), qz.log_prob(z), self._kl(qz, z, pz))
 
     def _kl(self, qz: Distribution, z: Tensor, pz: Distribution | None = None) -> Tensor:
         if isinstance(self.prior, StandardNormal):
@@ -281,7 +277,7 @@ class VAE(nn.Module):
         """E[log p(x | z)] and KL(q(z | x) || p(z)) of each sample, in nats: the two sides of the ELBO."""
         qz = self.encode(x)
         z = _at(qz, eps)
-        return self._log_px_at(z, x).mean(dim=0), self._kl(qz, z)
+        return self._at_draws(self.log_px_z, z, x).mean(dim=0), self._kl(qz, z)
 
     def kl(self, x: Tensor, eps: Tensor) -> Tensor:
         """KL(q(z | x) || p(z)) of each sample, in nats, without the decoder."""
@@ -310,8 +306,3 @@ def _at(qz: Distribution, eps: Tensor) -> Tensor:
     """z for base samples ``eps``; the distribution itself would take the root of the scale's square."""
     normal = _normal(qz)
     return torch.addcmul(normal.loc, normal.scale, eps)
-
-
-def _at_once(z: Tensor, x: Tensor) -> bool:
-    """Whether to decode all draws of z for samples ``x`` together, and not one after the other."""
-    return len(z) * x.numel() <= MAX_DECODED or z.device.type != "cpu" or torch.is_grad_enabled()
