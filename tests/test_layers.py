@@ -133,8 +133,8 @@ TABLE = {
     },
     "calibration": {"errors", "groups", "label_thresholds", "splitting", "tails", "thresholds"},
     "fitting": {
-        "ensemble", "errors", "memory", "parameters", "patches", "planning", "products", "row_hashes", "scores",
-        "scoring", "scratch", "splitting", "streaming", "training",
+        "ensemble", "errors", "memory", "objective", "parameters", "patches", "planning", "products", "row_hashes",
+        "scores", "scoring", "scratch", "splitting", "streaming", "training",
     },
     "detector": {
         "calibration", "encoding", "errors", "features", "fitting", "groups", "in_parts", "inputs",

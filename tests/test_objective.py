@@ -108,6 +108,6 @@ def test_terms_without_gradients_take_any_number_of_draws(prior, make_vae, gener
 def test_a_hole_in_any_row_is_found(row, make_vae, monkeypatch):
     monkeypatch.setattr(scratch, "ENTRIES_AT_ONCE", 2 * D)
     x = torch.zeros(7, D, dtype=DOUBLE)
-    assert not objective._has_holes(x)
+    assert not objective.has_holes(x)
     x[row, 1] = torch.nan
-    assert objective._has_holes(x)
+    assert objective.has_holes(x)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.errors import PosteriorCollapseWarning
 from vae_anomaly.memory import fits
+from vae_anomaly.objective import has_holes
 from vae_anomaly.parameters import find_device
 from vae_anomaly.patches import patch_distances
 from vae_anomaly.planning import architecture, build_vae, n_held_out_references, n_references, training_plan
@@ -108,7 +109,7 @@ def _fill_references(
     ensemble: Ensemble, train_x: torch.Tensor, held_out_x: torch.Tensor, eps: torch.Tensor, imputation_steps: int
 ) -> NDArray[np.int64]:
     """Give members what their scores are compared with; how many of their latent variables are in use."""
-    complete = not any(bool(torch.isnan(rows.amin())) for rows in (train_x, held_out_x))
+    complete = not (has_holes(train_x) or has_holes(held_out_x))
     told = ensemble.told(complete=complete, imputation_steps=imputation_steps)
 
     def fill(reference: Callable[..., Any], *rows: torch.Tensor, shared: Sequence[torch.Tensor] = ()) -> None:

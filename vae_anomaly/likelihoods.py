@@ -244,8 +244,7 @@ class _UnitInterval(Distribution):
 
 class _Logits(distributions.Bernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
-        # What torch computes, in three operations instead of a dozen: with a thousand columns they are what training
-        # spends its time on.
+        # What torch computes, in half the operations.
         log_prob: Tensor = value * self.logits - softplus(self.logits)
         return log_prob
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vae_anomaly.fused import LearnedLayers
     from vae_anomaly.kernels.layers import FusedLayers
 
-__all__ = ["Learned", "Objective", "objective_of"]
+__all__ = ["Learned", "Objective", "has_holes", "objective_of"]
 
 
 class Learned(NamedTuple):
@@ -71,13 +71,19 @@ def objective_of(
     joint = ensemble.joint()
     if joint is None:
         return _ByAutograd(ensemble, rounded=rounded)
-    joint.complete = not _has_holes(x)
+    joint.complete = not has_holes(x)
     kind = _Fused if fused else _Rounded if rounded else _WrittenOut
     return kind(ensemble, joint, into)
 
 
-def _has_holes(x: Tensor) -> bool:
-    """Whether an entry is missing; a part of the rows at a time, as they may lie on disk."""
+def has_holes(x: Tensor) -> bool:
+    """Whether an entry is missing; a part of the rows at a time, as they may lie on disk.
+
+    Examples
+    --------
+    >>> has_holes(torch.ones(2, 3)), has_holes(torch.tensor([[1.0, torch.nan]]))
+    (False, True)
+    """
     return any(bool(torch.isnan(x[part]).any()) for part in blocks(len(x), math.prod(x.shape[1:])))
 
 

@@ -166,7 +166,7 @@ def _binary(raw: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         entries.sub_(outside)
 
     def pullback(g: Tensor) -> list[Tensor]:
-        return [back((inside - 1.0).add_(probability).mul(g))]
+        return [back((inside - 1.0).add_(probability).mul_(g))]
 
     return entries, pullback
 
