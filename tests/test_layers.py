@@ -45,7 +45,7 @@ TABLE = {
     "priors": set(),
     "baselines": set(),
     "splitting": set(),
-    "row_hashes": set(),
+    "row_hashes": {"scratch"},
     "groups": {"errors", "spellings", "thresholds"},
     "label_thresholds": {"errors"},
     "csv_text": {"number_texts"},

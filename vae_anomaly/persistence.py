@@ -22,7 +22,7 @@ from vae_anomaly.errors import ModelFileError
 
 __all__ = ["FORMAT_VERSION", "load_header", "load_model", "save_model"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KEY = "vae_anomaly"
 
 # What a header holds, at least.
