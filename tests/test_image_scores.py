@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vae_anomaly import patches
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.ensemble import Ensemble
 from vae_anomaly.patches import patch_distances
@@ -297,3 +298,19 @@ def test_patch_error_is_the_worst_mean_over_a_patch(make_vae, x, eps):
     ]
     found = SCORES["patch_error"].function(vae, x.double(), eps.double()).detach()
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("at_once", [1, 300, 10**6])
+def test_places_of_several_patches_are_searched_at_once_on_a_gpu(at_once, make_vae, x, monkeypatch):
+    vae = make(make_vae)
+    wanted = patch_distances(vae, x)
+    seen = []
+    monkeypatch.setattr(patches, "SEVERAL_PLACES_ON", ("cpu",))
+    monkeypatch.setattr(patches, "MAX_AT_ONCE", at_once)
+    closest = patches._closest
+    monkeypatch.setattr(patches, "_closest", lambda own, others: seen.append(len(own)) or closest(own, others))
+    torch.testing.assert_close(patch_distances(vae, x), wanted)
+    views = vae.picture.views
+    assert sum(seen) == sum(view.n_places for view in views)
+    assert (max(seen) == 1) == (at_once == 1)
+    assert (len(seen) == len(views)) == (at_once == 10**6)

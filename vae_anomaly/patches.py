@@ -3,13 +3,13 @@
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vae_anomaly.neighbours import nearest
+from vae_anomaly.neighbours import nearest, taken
 from vae_anomaly.picture import Picture, View
 from vae_anomaly.usual import middle_and_excess
 from vae_anomaly.vae import VAE
@@ -28,6 +28,11 @@ LEAST_SPREAD = 0.3
 LEAST_GRAIN = 0.01
 # Floor under the mean excess of a view, in spreads of its places.
 LEAST_EXCESS = 1e-3
+# A GPU is not busy with the patches of one place; so many distances it looks for at once, of each member.
+SEVERAL_PLACES_ON, MAX_AT_ONCE = ("cuda",), 32_000_000
+
+Place = tuple[int, int]
+"""Row and column of the first cell of a patch."""
 
 
 def patch_novelty(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -135,13 +140,30 @@ def _squares(vae: VAE, x: Tensor, view: View) -> Tensor:
     window, channels = view.window, here.shape[1]
     there = F.pad(_cells(vae.exemplars[:MAX_COMPARED], vae.picture, view), (window,) * 4, mode="replicate")
     found = []
-    for top in view.tops:
-        for left in view.lefts:
-            patches = _scaled(vae, _windows(here, top, left, view.patch, 0))
-            others = _scaled(vae, _windows(there, top, left, view.patch, window))
-            # The search says which one is nearest, one difference a patch how far it is: nothing cancels.
-            found.append((patches - others[nearest(patches, others)]).square())
-    return torch.stack(found, dim=1).reshape(len(here), view.n_places, channels, view.patch, view.patch)
+    for places in _places_at_once(view, here, len(there)):
+        patches = _scaled(vae, _windows(here, places, view.patch, 0))
+        others = _scaled(vae, _windows(there, places, view.patch, window))
+        # The search says which one is nearest, one difference a patch how far it is: nothing cancels.
+        found.append((patches - _closest(patches, others)).square())
+    return torch.cat(found).movedim(1, 0).reshape(len(here), view.n_places, channels, view.patch, view.patch)
+
+
+def _places_at_once(view: View, here: Tensor, n_others: int) -> Iterator[tuple[Place, ...]]:
+    """First cells of the patches of a view, those of some places at a time."""
+    at_once = 1
+    if here.device.type in SEVERAL_PLACES_ON:
+        at_once = max(1, MAX_AT_ONCE // (max(1, len(here)) * n_others * (1 + 2 * view.window) ** 2))
+    places = itertools.product(view.tops, view.lefts)
+    while some := tuple(itertools.islice(places, at_once)):
+        yield some
+
+
+def _closest(patches: Tensor, others: Tensor) -> Tensor:
+    """Of the others at the same place, the one nearest to each, shape (n_places, n, n_entries)."""
+    if len(patches) == 1:
+        return taken(others[0], nearest(patches[0], others[0]))[None]
+    lengths = 0.5 * others.square().sum(dim=-1)[:, None]
+    return taken(others, nearest(patches, others, torch.ones_like(patches[:, :1]), lengths))
 
 
 def _cells(x: Tensor, picture: Picture, view: View) -> Tensor:
@@ -152,17 +174,18 @@ def _cells(x: Tensor, picture: Picture, view: View) -> Tensor:
     return cells - middle[:, :, None, None]
 
 
-def _windows(cells: Tensor, top: int, left: int, size: int, window: int) -> Tensor:
-    """Patches of each image that start at a place, or up to twice ``window`` cells after it, one below the other."""
+def _windows(cells: Tensor, places: Sequence[Place], size: int, window: int) -> Tensor:
+    """Patches of each image that start at each place, or up to twice ``window`` cells after it, one below the other."""
     reach = size + 2 * window
-    near = cells[:, :, top : top + reach, left : left + reach].unfold(2, size, 1).unfold(3, size, 1)
-    return near.permute(2, 3, 0, 1, 4, 5).flatten(0, 2).flatten(1)
+    near = [cells[:, :, top : top + reach, left : left + reach] for top, left in places]
+    patches = [own.unfold(2, size, 1).unfold(3, size, 1).permute(2, 3, 0, 1, 4, 5) for own in near]
+    return torch.stack(patches).flatten(1, 3).flatten(2)
 
 
 def _scaled(vae: VAE, patches: Tensor) -> Tensor:
     """Patches by their contrast."""
-    least = LEAST_CONTRAST * math.sqrt(patches.shape[1]) * vae.patch_contrast
-    scaled: Tensor = patches / (patches.norm(dim=1, keepdim=True) + least)
+    least = LEAST_CONTRAST * math.sqrt(patches.shape[-1]) * vae.patch_contrast
+    scaled: Tensor = patches / (patches.norm(dim=-1, keepdim=True) + least)
     return scaled
 
 
