@@ -19,6 +19,12 @@ def test_shapes(hidden, generator):
     assert decoder(torch.zeros(4, 7, 3)).shape == (4, 7, 5, 2)
 
 
+def test_weights_of_a_generator_leave_that_of_torch_alone(generator):
+    before = torch.get_rng_state()
+    build_nets((5,), 3, 2, (8, 8), n_extra=2, generator=generator)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("image_shape", IMAGES)
 def test_shapes_of_images(image_shape, generator):
     n_pixels = math.prod(image_shape)

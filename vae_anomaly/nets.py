@@ -14,9 +14,16 @@ __all__ = ["NETS", "Layers", "build_nets", "conv2d", "mlp"]
 Pair = tuple[nn.Module, nn.Module]
 
 
+class Unfilled(nn.Linear):
+    """Fully connected layer whose weights are drawn by whoever makes it, once, and not by torch before."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
 def linear(n_in: int, n_out: int, generator: torch.Generator | None, gain: float = 1.0) -> nn.Linear:
     """Fully connected layer with outputs of variance about ``gain**2`` for inputs of variance 1."""
-    layer = nn.Linear(n_in, n_out)
+    layer = Unfilled(n_in, n_out)
     _initialize(layer.weight, layer.bias, gain / math.sqrt(max(n_in, 1)), generator)
     return layer
 
@@ -136,7 +143,7 @@ def mlp(
 
 def _with_extra_inputs(layer: nn.Module, n_extra: int) -> nn.Linear:
     assert isinstance(layer, nn.Linear)
-    wider = nn.Linear(layer.in_features + n_extra, layer.out_features)
+    wider = Unfilled(layer.in_features + n_extra, layer.out_features)
     with torch.no_grad():
         wider.weight.zero_()
         wider.weight[:, : layer.in_features] = layer.weight
