@@ -71,7 +71,7 @@ class Ensemble:
     def __init__(self, members: Sequence[VAE]) -> None:
         self.n_estimators = len(members)
         self.params, self.buffers = stack_module_state(list(members))
-        self.skeleton = copy.deepcopy(members[0]).to("meta")
+        self.skeleton = _without_memory(members[0])
         self._forget_shared()
 
     def _forget_shared(self) -> None:
@@ -94,7 +94,7 @@ class Ensemble:
         """
         ensemble = cls.__new__(cls)
         ensemble._forget_shared()
-        ensemble.skeleton = copy.deepcopy(skeleton).to("meta")
+        ensemble.skeleton = _without_memory(skeleton)
         expected = {**dict(skeleton.named_parameters()), **dict(skeleton.named_buffers())}
         if expected.keys() != tensors.keys():
             raise ValueError(f"tensors do not fit the network: {sorted(expected.keys() ^ tensors.keys())[:3]}")
@@ -258,6 +258,17 @@ class Ensemble:
             # Put in its place: to fill a network that has no memory, torch imports its compiler, for a second.
             member.load_state_dict(own, assign=True)
             yield member
+
+
+def _without_memory(vae: VAE) -> VAE:
+    """A copy whose tensors have shapes alone, for which no number is copied."""
+    bare: dict[int, Tensor] = {}
+    for value in (*vae.parameters(), *vae.buffers()):
+        # By operations that torch knows without memory (see `nets`).
+        empty = value.detach().to("meta")
+        bare[id(value)] = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+    # What a deep copy is told to have copied before.
+    return copy.deepcopy(vae, bare)
 
 
 def _twin(vae: VAE) -> VAE:
