@@ -288,53 +288,6 @@ def test_a_file_is_scored_on_a_gpu_as_a_table_is(tmp_path):
     np.testing.assert_allclose(found["anomaly_score"], detector.anomaly_score(frame), rtol=1e-4, atol=1e-4)
 
 
-def test_calls_of_a_function_are_as_many_as_were_asked_for():
-    count = torch.zeros(())
-    counting = Replayed(lambda: count.add_(1.0), count.device)
-    for n_calls in (0, 3, 20, 1):
-        counting.run(n_calls)
-    assert float(count) == 24
-
-
-class Graph:
-    """Stands for a recorded one: it calls when it is replayed."""
-
-    def __init__(self, function):
-        self.replay = function
-
-    def pool(self):
-        return None
-
-
-@pytest.mark.parametrize("works", [True, False])
-def test_several_calls_are_recorded_once(works, monkeypatch):
-    """Whether that works or not; what can't be recorded is called one by one."""
-    monkeypatch.setattr(replay, "N_BEFORE_SEVERAL", 20)
-    tried, calls = [], []
-
-    def record(function, pool=None):
-        tried.append(function)
-        return (Graph(function), None) if works or len(tried) == 1 else (None, None)
-
-    monkeypatch.setattr(replay, "recorded", record)
-    counting = Replayed(lambda: calls.append(1), torch.device("cuda"))
-    for n_calls in (2, 3 * replay.AT_ONCE + 5, 1, replay.AT_ONCE):
-        counting.run(n_calls)
-    assert len(calls) == 4 * replay.AT_ONCE + 8
-    assert [function is counting.function for function in tried] == [True, False]
-
-
-@on_gpu
-def test_recorded_calls_are_as_many_as_were_asked_for(monkeypatch):
-    monkeypatch.setattr(replay, "N_BEFORE_SEVERAL", 20)
-    count = torch.zeros((), device="cuda")
-    with replay.own_stream(count.device):
-        counting = Replayed(lambda: count.add_(1.0), count.device)
-        for n_calls in (2, 3 * replay.AT_ONCE + 5, 1, replay.AT_ONCE):
-            counting.run(n_calls)
-        assert float(count) == 4 * replay.AT_ONCE + 8
-
-
 @on_gpu
 def test_what_cannot_be_recorded_is_called():
     device = torch.device("cuda")

@@ -17,9 +17,6 @@ T = TypeVar("T")
 
 # Calls before the recording, in which libraries set up what they may not set up while they are recorded.
 N_WARM = 3
-# Calls that one graph holds where many follow each other. To record them takes as long as is gained by thousands, so it
-# waits for so many.
-AT_ONCE, N_BEFORE_SEVERAL = 8, 500
 
 
 class Replayed:
@@ -41,48 +38,15 @@ class Replayed:
         self.function, self.device = function, device
         self.n_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._of_several: torch.cuda.CUDAGraph | None = None
-        self._tried = False
-
-    def run(self, n_calls: int) -> None:
-        """Call it so many times, whatever the results: on a GPU several times as one graph.
-
-        Between two graphs there is a pause, and whoever launches them needs Python's lock.
-        """
-        while n_calls:
-            several = self._several() if n_calls >= AT_ONCE else None
-            if several is None:
-                self()
-                n_calls -= 1
-            else:
-                several.replay()
-                n_calls -= AT_ONCE
-
-    def _several(self) -> torch.cuda.CUDAGraph | None:
-        """The graph of several calls, once there were many; None if it can't be recorded."""
-        if self._graph is not None and not self._tried and self.n_calls >= N_BEFORE_SEVERAL:
-            self._tried = True
-            # Either is through before the other begins, so both can have the same memory.
-            self._of_several, _ = recorded(self._several_times, self._graph.pool())
-        return self._of_several
-
-    def _several_times(self) -> None:
-        for _ in range(AT_ONCE):
-            self.function()
 
     def __call__(self) -> Any:
         if self.device.type == "cuda" and self.n_calls == N_WARM:
-            self._graph = self._recorded()
+            self._graph, self._result = recorded(self.function)
         self.n_calls += 1
         if self._graph is None:
             return self.function()
         self._graph.replay()
         return self._result
-
-    def _recorded(self) -> torch.cuda.CUDAGraph | None:
-        """The graph; None if it can't be recorded."""
-        graph, self._result = recorded(self.function)
-        return graph
 
 
 def recorded(function: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph | None, Any]:

@@ -1,7 +1,6 @@
 """Steps of training for a GPU: all that they take is laid out there beforehand, so that a step asks for nothing."""
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
 
@@ -87,8 +86,8 @@ class ReplayedSteps:
         """Take these steps; their terms, shape (2, n_steps, n_estimators)."""
         found = []
         for start, end in self._spans(first, last):
-            for left_out, steps in itertools.groupby(self._lay_out(start, end)):
-                self._call(left_out).run(len(list(steps)))
+            for left_out in self._lay_out(start, end):
+                self._call(left_out)()
             found.append(self.terms[: end - start].clone())
         return torch.cat(found).movedim(0, 1)
 
