@@ -373,7 +373,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return map_calibration(self.ensemble_, self.eps_, function, encoded, split, n_parts=n_parts, at_once=at_once)
 
     def _usual_shares(self, encoded: NDArray[np.float32], split: Split) -> Floats:
-        n_rows, at_once = n_share_rows(encoded.shape[1])
+        n_rows, at_once = n_share_rows(encoded.shape[1], self.ensemble_.device)
         entries = self._calibration_map(self._share_function(self._score()), encoded, split.first(n_rows), at_once)
         usual: Floats = self.schema_.fold(entries).mean(axis=0)
         return usual

@@ -4,7 +4,7 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -78,6 +78,7 @@ def fit_ensemble(
     device, schema, n_parts = find_device(detector.device), detector.schema_, detector.schema_.n_parts
     encoded, split = encoded.reshape(len(encoded) * n_parts, -1), split.parts(n_parts, generators[:-1])
     x = torch.from_numpy(encoded)
+    moved = _moved(encoded, device)
     rest = torch.from_numpy(split.fitted)
     built = architecture(detector, schema, x, split)
     members = [build_vae(detector, schema, built, generator) for generator in generators[:-1]]
@@ -87,9 +88,7 @@ def fit_ensemble(
     # One by one: a GPU stacks in no time what takes a processor longer than all else before the first step.
     ensemble = Ensemble([member.to(device) for member in members])
     eps = torch.randn(detector.n_mc, 1, built["latent_dim"], generator=generators[-1])
-    # What does not fit stays where it is, and answers to the same indices.
-    stays = on_disk(encoded) or not fits(encoded.nbytes, device)
-    x = cast(torch.Tensor, RowsOnDisk(encoded, device)) if stays else x.to(device)
+    x = moved()
     train_rows, held_out_rows = split.train.to(device), split.held_out.to(device)
     plan = training_plan(detector, schema, x.shape[1], train_rows.shape[1])
     history = train(ensemble, x, train_rows, held_out_rows, plan, generators[:-1], on_check)
@@ -102,6 +101,21 @@ def fit_ensemble(
         shown, watched = x[train_rows[:, :few]], x[held_out_rows[:, :fewer]]
         units = _fill_references(ensemble, shown, watched, eps.to(device), imputation_steps)
     return Fitted(ensemble, eps, built, history, units)
+
+
+def _moved(encoded: NDArray[np.float32], device: torch.device) -> Callable[[], torch.Tensor]:
+    """Begin to move rows to where the networks are, which takes a GPU as long as it takes to make these."""
+    if on_disk(encoded) or not fits(encoded.nbytes, device):
+        # What does not fit stays where it is, and answers to the same indices.
+        return lambda: cast(torch.Tensor, RowsOnDisk(encoded, device))
+    x = torch.from_numpy(encoded)
+    if device.type != "cuda":
+        return lambda: x.to(device)
+    # Which GPU is meant where none is named is a matter of each thread.
+    mover, place = ThreadPoolExecutor(1), torch.empty(0, device=device).device
+    moved = mover.submit(x.to, place)
+    mover.shutdown(wait=False)
+    return moved.result
 
 
 @torch.no_grad()
