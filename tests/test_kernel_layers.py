@@ -84,11 +84,13 @@ def test_they_compile_for_a_gpu():
     def program(name, quad, products):
         tile = kernels.OF_WEIGHTS if name == "_learn" else kernels.OF_SAMPLES
         sizes = {"SPLITS": tile.n_warps, "ROWS": tile.rows, "COLUMNS": tile.columns, "FACTORS": tile.factors}
-        constants = {**sizes, "QUAD": quad, "PRECISION": products}
-        options = {"num_warps": tile.n_warps, "num_stages": tile.n_stages}
+        constants = {**sizes, "QUAD": quad, "PRECISION": products, "EARLY": True}
+        options = {"num_warps": tile.n_warps, "num_stages": tile.n_stages, "launch_pdl": True}
         return compiled.Program(MODULE, name, dict.fromkeys(kernels.OF_LAYER, "i32"), constants, options)
 
     kinds = [("tf32", 4), ("tf32", 1), ("tf32x3", 4)]
     products = [program(name, quad, kind) for name in ("_affine", "_back", "_learn") for kind, quad in kinds]
     lengths = dict.fromkeys(kernels.OF_LAYER, "i32")
-    compiled.check([*products, compiled.Program(MODULE, "_turn", lengths, {"SIDE": kernels.TURNED}, {})])
+    compiled.check(
+        [*products, compiled.Program(MODULE, "_turn", lengths, {"SIDE": kernels.TURNED, "EARLY": False}, {})]
+    )

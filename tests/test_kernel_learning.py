@@ -21,6 +21,7 @@ from vae_anomaly.supply import LaidOut
 from vae_anomaly.training import Plan
 
 adamw = pytest.importorskip("vae_anomaly.kernels.adamw", reason="needs Triton")
+launch = pytest.importorskip("vae_anomaly.kernels.launch")
 supply = pytest.importorskip("vae_anomaly.kernels.supply")
 terms = pytest.importorskip("vae_anomaly.kernels.terms")
 
@@ -67,8 +68,9 @@ def test_a_draw_and_its_way_back_are_those_of_the_formulas(latent_dim):
     raw, eps, of_z = 3.0 * normal(3, 37, 2 * latent_dim), normal(3, 37, latent_dim), normal(3, 37, latent_dim, seed=1)
     plain, fused = sampled(raw, eps), terms.fused_sampled(raw, eps)
     torch.testing.assert_close(fused[:2], plain[:2], **CLOSE)
-    for of_kl in (normal(1, 1).abs(), normal(3, 37).abs()):
-        torch.testing.assert_close(fused.pullback(of_z, of_kl), plain.pullback(of_z.clone(), of_kl), **CLOSE)
+    for weights, beta in ((normal(1, 1).abs(), 0.3), (normal(3, 37).abs(), torch.tensor(2.0, device=DEVICE))):
+        wanted = plain.pullback(of_z.clone(), weights, beta)
+        torch.testing.assert_close(fused.pullback(of_z, weights, beta), wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("n_entries", [5, 1100])
@@ -84,6 +86,9 @@ def test_a_density_and_its_way_back_are_those_of_the_formulas(kind, n_entries):
     for weights in (normal(1, 1).abs(), normal(3, 7).abs()):
         wanted = plain(-weights.unsqueeze(-1).expand_as(entries).clone())[0]
         torch.testing.assert_close(fused(weights), wanted, **CLOSE)
+        at_once, known = terms.FusedDensity(likelihood, 3, n_entries)(phi, x, weights)
+        assert torch.equal(at_once, log_px)
+        assert torch.equal(known(weights), fused(weights))
 
 
 @pytest.mark.parametrize("left_out", [0, 3])
@@ -165,6 +170,16 @@ def test_only_many_steps_of_a_gpu_are_fused(make_vae):
         assert not learning.is_fused(Ensemble([make_vae(dtype=torch.float64)]).to(DEVICE), 10**6)
 
 
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [((8, 0), {"EARLY": False}), ((9, 0), {"EARLY": True, "launch_pdl": True})]
+)
+def test_programs_are_begun_early_where_a_gpu_can(capability, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    find = launch.early.__wrapped__
+    assert find(torch.device("cuda")) == wanted
+    assert find(torch.device("cpu")) == {"EARLY": False}
+
+
 def test_without_triton_there_are_the_operations(monkeypatch):
     learning._works.cache_clear()
     monkeypatch.setitem(sys.modules, "vae_anomaly.kernels.layers", None)
@@ -177,7 +192,9 @@ def test_without_triton_there_are_the_operations(monkeypatch):
 def test_they_compile_for_a_gpu():
     def program(module, name, types, numbers=(), **constants):
         types = {**types, **dict.fromkeys(numbers, "i32")}
-        return compiled.Program(f"vae_anomaly.kernels.{module}", name, types, constants, {})
+        return compiled.Program(
+            f"vae_anomaly.kernels.{module}", name, types, {**constants, "EARLY": True}, {"launch_pdl": True}
+        )
 
     moments = {"FIRST": BETAS[0], "SECOND": BETAS[1]}
     of_step = {"decays": "*fp64", **dict.fromkeys(("limit", "weight_decay"), "fp32")}
@@ -195,7 +212,11 @@ def test_they_compile_for_a_gpu():
             program("terms", "_draw_back", {}, ("n_rows", "n_latent", "per_row"), **latent),
             *(
                 program("terms", "_density", {}, ("n_rows", "n_entries", "per_row"), **kind, **density)
-                for kind in ({"BINARY": binary, "BACK": back} for binary in (True, False) for back in (True, False))
+                for kind in (
+                    {"BINARY": binary, "THERE": there, "BACK": back}
+                    for binary in (True, False)
+                    for there, back in ((True, False), (False, True), (True, True))
+                )
             ),
         ]
     )

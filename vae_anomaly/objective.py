@@ -147,14 +147,14 @@ class _WrittenOut:
         z, kl, back_to_raw = self.sampled(raw, eps[0])
         said, back_to_decoder = self.decoder(z)
         phi = said.reshape(*x.shape, self.vae.likelihood.n_params)
-        log_px, back_to_phi = self.explained(phi, x)
+        log_px, back_to_phi = self.explained(phi, x, left_out)
         reconstruction, kl, weights = self.weighted(log_px, kl, left_out)
 
         branch = Branch(x.device)
         of_phi, *of_own = back_to_phi(weights)
         of_z, of_decoder = back_to_decoder(of_phi.flatten(-2), branch)
         assert of_z is not None
-        _, of_encoder = back_to_encoder(back_to_raw(of_z, beta * weights), branch)
+        _, of_encoder = back_to_encoder(back_to_raw(of_z, weights, beta), branch)
         branch.join()
         found = [*of_own, *of_encoder, *of_decoder]
         return Learned(reconstruction, kl, [found[place] for place in self.order])
@@ -175,8 +175,11 @@ class _WrittenOut:
         """A draw of z from each posterior, and the way back."""
         return sampled(raw, eps)
 
-    def explained(self, phi: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-        """log p(x | z) of each sample, and the way from what each counts to phi and the likelihood's parameters."""
+    def explained(self, phi: Tensor, x: Tensor, left_out: int) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """log p(x | z) of each sample, and the way from what each counts to phi and the likelihood's parameters.
+
+        Of the samples, as many as are ``left_out`` will not count.
+        """
         entries, pullback = log_densities(self.vae, self.own, phi, x)
         return entries.sum(dim=-1), lambda weights: pullback(-weights.unsqueeze(-1))
 
@@ -209,19 +212,23 @@ class _Fused(_WrittenOut):
     def weighted(self, reconstruction: Tensor, kl: Tensor, left_out: int) -> tuple[Tensor, Tensor, Tensor]:
         if left_out:
             return super().weighted(reconstruction, kl, left_out)
-        n = kl.shape[1]
-        if n not in self._shares:
-            self._shares[n] = torch.full_like(kl[:1, :1], 1.0 / n)
-        return reconstruction, kl, self._shares[n]
+        return reconstruction, kl, self._share(kl)
 
     def sampled(self, raw: Tensor, eps: Tensor) -> Sampled:
         return self._sampled(raw, eps)
 
-    def explained(self, phi: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    def explained(self, phi: Tensor, x: Tensor, left_out: int) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
         if self._density is None:
-            return super().explained(phi, x)
-        log_px, pullback = self._density(phi, x)
+            return super().explained(phi, x, left_out)
+        log_px, pullback = self._density(phi, x, None if left_out else self._share(x))
         return log_px, lambda weights: [pullback(weights)]
+
+    def _share(self, x: Tensor) -> Tensor:
+        """What each sample counts where all of them do, of shape (n_estimators, n, ...)."""
+        n = x.shape[1]
+        if n not in self._shares:
+            self._shares[n] = x.new_full((1, 1), 1.0 / n)
+        return self._shares[n]
 
 
 def _kept(elbo: Tensor, left_out: int) -> Tensor:

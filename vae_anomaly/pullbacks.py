@@ -42,8 +42,9 @@ class Sampled(NamedTuple):
     """Shape (..., n_samples, latent_dim)."""
     kl: Tensor
     """KL divergence of the posterior from the standard normal, shape (..., n_samples), in nats."""
-    pullback: Callable[[Tensor, Tensor], Tensor]
-    """Gradients with respect to ``z`` and ``kl`` -> that with respect to what the encoder says."""
+    pullback: Callable[[Tensor, Tensor, float | Tensor], Tensor]
+    """Gradient with respect to ``z``, what each sample counts, and the weight of ``kl`` beside that -> gradient with
+    respect to what the encoder says."""
 
 
 def sampled(raw: Tensor, eps: Tensor) -> Sampled:
@@ -61,7 +62,7 @@ def sampled(raw: Tensor, eps: Tensor) -> Sampled:
     >>> z, kl, pullback = sampled(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0]]))
     >>> float(z), float(kl)
     (4.0, 0.5)
-    >>> pullback(torch.ones(1, 1), torch.zeros(1)).tolist()
+    >>> pullback(torch.ones(1, 1), torch.zeros(1), 1.0).tolist()
     [[1.0, 1.5]]
     """
     mu, raw_logvar = raw.chunk(2, dim=-1)
@@ -72,8 +73,8 @@ def sampled(raw: Tensor, eps: Tensor) -> Sampled:
     squares = torch.addcmul(mu.square(), scale, scale)
     kl = 0.5 * (torch.sub(squares, log_scale, alpha=2.0).sum(dim=-1) - mu.shape[-1])
 
-    def pullback(of_z: Tensor, of_kl: Tensor) -> Tensor:
-        of_kl = of_kl.unsqueeze(-1)
+    def pullback(of_z: Tensor, weights: Tensor, beta: float | Tensor) -> Tensor:
+        of_kl = (beta * weights).unsqueeze(-1)
         of_scale = (of_z * eps).add_(of_kl * scale)
         of_logvar = of_scale.mul_(scale).sub_(of_kl).mul_(0.5)
         return torch.cat([of_z + of_kl * mu, back(of_logvar)], dim=-1)

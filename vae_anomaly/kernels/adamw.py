@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vae_anomaly.adamw import BETAS, EPS, AdamW
+from vae_anomaly.kernels.launch import begun, early
 
 __all__ = ["FusedAdamW"]
 
@@ -19,9 +20,10 @@ LENGTHS = ["n_numbers", "n_parts", "per_part"]
 @triton.jit(do_not_specialize=LENGTHS)  # type: ignore[untyped-decorator]
 def _squares(  # type: ignore[no-untyped-def]
     gradient, squares, decays, n_numbers, n_parts, per_part, FIRST: tl.constexpr, SECOND: tl.constexpr,
-    NUMBERS: tl.constexpr,
+    NUMBERS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Sum of squares of each part of each member's gradient; ``decays``, powers of what moments keep, once more."""
+    begun(EARLY)
     part, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     gradient += member * n_numbers
     total = tl.zeros((NUMBERS,), tl.float32)
@@ -39,7 +41,9 @@ def _squares(  # type: ignore[no-untyped-def]
 def _update(  # type: ignore[no-untyped-def]
     flat, gradient, mean, square, squares, decays, rate, n_numbers, n_parts, per_part, limit, weight_decay,
     FIRST: tl.constexpr, SECOND: tl.constexpr, EPS: tl.constexpr, NUMBERS: tl.constexpr, PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    begun(EARLY)
     part, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     lead = member * n_numbers
     parts = tl.arange(0, PARTS)
@@ -81,10 +85,11 @@ class FusedAdamW(AdamW):
         grid, (first, second) = (self.n_parts, n_members), BETAS
         _squares[grid](
             self.gradient, self.squares, self.decays, n_numbers, self.n_parts, self.per_part,
-            FIRST=first, SECOND=second, NUMBERS=NUMBERS,
+            FIRST=first, SECOND=second, NUMBERS=NUMBERS, **early(self.flat.device),
         )  # fmt: skip
         _update[grid](
             self.flat, self.gradient, self.mean, self.square, self.squares, self.decays, learning_rate,
             n_numbers, self.n_parts, self.per_part, self.limit, self.weight_decay,
             FIRST=first, SECOND=second, EPS=EPS, NUMBERS=NUMBERS, PARTS=triton.next_power_of_2(self.n_parts),
+            **early(self.flat.device),
         )  # fmt: skip

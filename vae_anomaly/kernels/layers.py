@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
+from vae_anomaly.kernels.launch import begun, early
 from vae_anomaly.replay import Branch
 
 __all__ = ["FusedLayers"]
@@ -77,11 +78,13 @@ def _affine(  # type: ignore[no-untyped-def]
     x, weight, bias, plus, out, active, turned,
     n_rows, n_columns, n_factors, per_weight, per_bias, has_plus, has_silu, is_turned, QUAD: tl.constexpr,
     SPLITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """``out`` is weight x + bias + plus, ``active`` SiLU of it, and ``turned`` the last of them by columns.
 
     Lengths of rows, and what lies between members, come in units of ``QUAD`` numbers.
     """
+    begun(EARLY)
     member = tl.program_id(2).to(tl.int64)
     n_factors *= QUAD
     x += member * n_rows * n_factors
@@ -101,11 +104,13 @@ def _back(  # type: ignore[no-untyped-def]
     g, weight, x, plus, out, turned,
     n_rows, n_columns, n_factors, has_plus, has_silu, QUAD: tl.constexpr,
     SPLITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """``out`` is what the gradient ``g`` of the result makes that of ``x``, and plus; ``turned`` the same by columns.
 
     So comes ``weight``.
     """
+    begun(EARLY)
     member = tl.program_id(2).to(tl.int64)
     n_factors *= QUAD
     g += member * n_rows * n_factors
@@ -124,8 +129,10 @@ def _back(  # type: ignore[no-untyped-def]
 def _learn(  # type: ignore[no-untyped-def]
     g, x, of_weight, of_bias, n_rows, n_columns, n_factors, per_weight, per_bias, QUAD: tl.constexpr,
     SPLITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Gradients of weight and bias, from that of the result and from what came in, both by columns."""
+    begun(EARLY)
     member = tl.program_id(2).to(tl.int64)
     n_factors *= QUAD
     g += member * n_rows * n_factors
@@ -144,8 +151,11 @@ def _learn(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=OF_LAYER)  # type: ignore[untyped-decorator]
-def _turn(x, out, n_rows, n_columns, per_weight, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _turn(  # type: ignore[no-untyped-def]
+    x, out, n_rows, n_columns, per_weight, SIDE: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
     """Rows become columns."""
+    begun(EARLY)
     member = tl.program_id(2).to(tl.int64)
     rows, columns = tl.program_id(0) * SIDE + tl.arange(0, SIDE), tl.program_id(1) * SIDE + tl.arange(0, SIDE)
     real_row, real_column = rows < n_rows, columns < n_columns
@@ -174,6 +184,7 @@ def _options(tile: Tile, n_rows: int, n_columns: int, *rows: Tensor) -> tuple[tu
         "PRECISION": "tf32" if matmul.fp32_precision == "tf32" else "tf32x3",
         "num_warps": tile.n_warps,
         "num_stages": tile.n_stages,
+        **early(rows[0].device),
     }
 
 
@@ -229,7 +240,7 @@ def _turned(x: Tensor) -> Tensor:
     n, n_rows, n_columns = x.shape
     out = x.new_empty(n, n_columns, n_rows)
     grid = (triton.cdiv(n_rows, TURNED), triton.cdiv(n_columns, TURNED), n)
-    _turn[grid](x, out, n_rows, n_columns, x.stride(0), SIDE=TURNED)
+    _turn[grid](x, out, n_rows, n_columns, x.stride(0), SIDE=TURNED, **early(x.device))
     return out
 
 

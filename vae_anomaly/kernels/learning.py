@@ -39,7 +39,7 @@ def _works(device: torch.device) -> bool:
 
         with multiplied(device, PRECISIONS["auto"].gpu):
             out, pullback = FusedLayers(["affine"], [weight, bias], [weight.clone(), bias.clone()])(x)
-            fused_sampled(out, out[..., :2]).pullback(out[..., :2], out[..., 0])
+            fused_sampled(out, out[..., :2]).pullback(out[..., :2], out[..., 0], 1.0)
             pullback(out, Branch(device))
             FusedAdamW(bias, bias.clone(), 1.0, 0.0).step(bias[0, 0])
 

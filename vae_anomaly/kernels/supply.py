@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vae_anomaly.kernels.launch import begun, early
 from vae_anomaly.supply import LaidOut
 
 __all__ = ["FusedLaidOut"]
@@ -17,9 +18,11 @@ NUMBERS = 1024
 
 @triton.jit(do_not_specialize=["n_rows", "n_entries", "n_latent"])  # type: ignore[untyped-decorator]
 def _take(  # type: ignore[no-untyped-def]
-    place, now, chosen, x, eps, rates, batch, batch_eps, batch_rates, n_rows, n_entries, n_latent, NUMBERS: tl.constexpr
+    place, now, chosen, x, eps, rates, batch, batch_eps, batch_rates, n_rows, n_entries, n_latent,
+    NUMBERS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Of the step at ``place``, which is noted as the one that is ``now`` taken, a row of a member's batch."""
+    begun(EARLY)
     row, member, n_members = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     step = tl.load(place)
     sample = member * n_rows + row
@@ -42,9 +45,10 @@ def _take(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["n_rows"])  # type: ignore[untyped-decorator]
 def _note(  # type: ignore[no-untyped-def]
-    reconstruction, kl, terms, now, place, n_rows, NUMBERS: tl.constexpr
+    reconstruction, kl, terms, now, place, n_rows, NUMBERS: tl.constexpr, EARLY: tl.constexpr
 ):  # fmt: skip
     """Means of both terms of a member's batch; the next step is at the place that follows."""
+    begun(EARLY)
     member, n_members = tl.program_id(0), tl.num_programs(0)
     first, second = tl.zeros((NUMBERS,), tl.float32), tl.zeros((NUMBERS,), tl.float32)
     for start in range(0, n_rows, NUMBERS):
@@ -77,6 +81,7 @@ class FusedLaidOut(LaidOut):
             self.place, self.now, self.samples, self.x, self.eps, self.rates,
             self.batch, self.batch_eps, self.batch_rates, n_rows, n_entries, n_latent,
             NUMBERS=min(NUMBERS, triton.next_power_of_2(max(n_entries, n_latent))),
+            **early(self.batch.device),
         )  # fmt: skip
         return self.batch, self.batch_eps, self.batch_rates
 
@@ -85,4 +90,5 @@ class FusedLaidOut(LaidOut):
         _note[(n_members,)](
             reconstruction.contiguous(), kl.contiguous(), self.terms, self.now, self.place, n_rows,
             NUMBERS=min(NUMBERS, triton.next_power_of_2(n_rows)),
+            **early(kl.device),
         )  # fmt: skip

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vae_anomaly.kernels.launch import begun, early
 from vae_anomaly.likelihoods import LOG_ROOT_2PI, MAX_LOGIT, RAW_ONE, Bernoulli, Gaussian, Likelihood
 from vae_anomaly.pullbacks import Sampled
 from vae_anomaly.vae import MAX_LOGVAR
@@ -32,8 +33,10 @@ def _softplus(h):  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["n_rows", "n_latent"])  # type: ignore[untyped-decorator]
 def _draw(  # type: ignore[no-untyped-def]
-    raw, eps, z, kl, n_rows, n_latent, BOUND: tl.constexpr, ROWS: tl.constexpr, LATENT: tl.constexpr
+    raw, eps, z, kl, n_rows, n_latent, BOUND: tl.constexpr, ROWS: tl.constexpr, LATENT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    begun(EARLY)
     rows, places = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, LATENT)[None, :]
     lead, real = rows.to(tl.int64)[:, None] * n_latent, (rows < n_rows)[:, None] & (places < n_latent)
     mu = tl.load(raw + 2 * lead + places, mask=real, other=0.0)
@@ -46,16 +49,17 @@ def _draw(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["n_rows", "n_latent", "per_row"])  # type: ignore[untyped-decorator]
 def _draw_back(  # type: ignore[no-untyped-def]
-    raw, eps, of_z, of_kl, of_raw, n_rows, n_latent, per_row,
-    BOUND: tl.constexpr, ROWS: tl.constexpr, LATENT: tl.constexpr,
+    raw, eps, of_z, weights, beta, of_raw, n_rows, n_latent, per_row,
+    BOUND: tl.constexpr, ROWS: tl.constexpr, LATENT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """From one row of ``of_kl`` to the next it is ``per_row`` numbers: none, if all have the same."""
+    """From one row of ``weights`` to the next it is ``per_row`` numbers: none, if all have the same."""
+    begun(EARLY)
     rows, places = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, LATENT)[None, :]
     lead, real = rows.to(tl.int64)[:, None] * n_latent, (rows < n_rows)[:, None] & (places < n_latent)
     mu = tl.load(raw + 2 * lead + places, mask=real, other=0.0)
     bounded = _tanh(tl.load(raw + 2 * lead + n_latent + places, mask=real, other=0.0) / BOUND)
     scale = tl.exp(0.5 * BOUND * bounded)
-    weight = tl.load(of_kl + rows * per_row, mask=rows < n_rows, other=0.0)[:, None]
+    weight = tl.load(beta) * tl.load(weights + rows * per_row, mask=rows < n_rows, other=0.0)[:, None]
     own = tl.load(of_z + lead + places, mask=real, other=0.0)
     of_scale = own * tl.load(eps + lead + places, mask=real, other=0.0) + weight * scale
     of_log_scale = 0.5 * (of_scale * scale - weight)
@@ -73,14 +77,15 @@ def fused_sampled(raw: Tensor, eps: Tensor) -> Sampled:
     raw, eps = raw.contiguous(), eps.contiguous()
     lead, n_latent = raw.shape[:-1], eps.shape[-1]
     n_rows, width = lead.numel(), triton.next_power_of_2(n_latent)
-    sizes = {"BOUND": MAX_LOGVAR, "ROWS": max(1, NUMBERS // width), "LATENT": width}
+    sizes = {"BOUND": MAX_LOGVAR, "ROWS": max(1, NUMBERS // width), "LATENT": width, **early(raw.device)}
     grid = (triton.cdiv(n_rows, sizes["ROWS"]),)
     z, kl = torch.empty_like(eps), raw.new_empty(lead)
     _draw[grid](raw, eps, z, kl, n_rows, n_latent, **sizes)
 
-    def pullback(of_z: Tensor, of_kl: Tensor) -> Tensor:
-        of_raw, (of_kl, per_row) = torch.empty_like(raw), _by_row(of_kl, lead)
-        _draw_back[grid](raw, eps, of_z.contiguous(), of_kl, of_raw, n_rows, n_latent, per_row, **sizes)
+    def pullback(of_z: Tensor, weights: Tensor, beta: float | Tensor) -> Tensor:
+        of_raw, (weights, per_row) = torch.empty_like(raw), _by_row(weights, lead)
+        of_z, beta = of_z.contiguous(), torch.as_tensor(beta, device=raw.device)
+        _draw_back[grid](raw, eps, of_z, weights, beta, of_raw, n_rows, n_latent, per_row, **sizes)
         return of_raw
 
     return Sampled(z, kl, pullback)
@@ -89,10 +94,11 @@ def fused_sampled(raw: Tensor, eps: Tensor) -> Sampled:
 @triton.jit(do_not_specialize=["n_rows", "n_entries", "per_row"])  # type: ignore[untyped-decorator]
 def _density(  # type: ignore[no-untyped-def]
     phi, x, floor, weights, log_px, of_phi, n_rows, n_entries, per_row,
-    BINARY: tl.constexpr, BACK: tl.constexpr, BOUND: tl.constexpr, RAW_ONE: tl.constexpr, LOG_ROOT: tl.constexpr,
-    NUMBERS: tl.constexpr,
+    BINARY: tl.constexpr, THERE: tl.constexpr, BACK: tl.constexpr, BOUND: tl.constexpr, RAW_ONE: tl.constexpr,
+    LOG_ROOT: tl.constexpr, NUMBERS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """log p(x | z) of one sample; or, the way BACK, the gradient of phi if it counts against a loss by its weight."""
+    """log p(x | z) of one sample and, the way BACK, the gradient of phi if it counts against a loss by its weight."""
+    begun(EARLY)
     row, member = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample = member * n_rows + row
     x += sample * n_entries
@@ -111,7 +117,7 @@ def _density(  # type: ignore[no-untyped-def]
             inside = tl.minimum(tl.maximum(value, 0.0), 1.0)
             if BACK:
                 tl.store(of_phi + places, g * (inside - tl.sigmoid(logit)) * (1.0 - share * share), mask=real)
-            else:
+            if THERE:
                 entry = inside * logit - _softplus(logit) - BOUND * tl.abs(value - inside)
                 total += tl.where(real, entry, 0.0)
         else:
@@ -121,9 +127,9 @@ def _density(  # type: ignore[no-untyped-def]
             if BACK:
                 tl.store(of_phi + 2 * places, g * u / scale, mask=real)
                 tl.store(of_phi + 2 * places + 1, g * (u * u - 1.0) / scale * tl.sigmoid(raw), mask=real)
-            else:
+            if THERE:
                 total += tl.where(real, -tl.log(scale) - LOG_ROOT - 0.5 * u * u, 0.0)
-    if not BACK:
+    if THERE:
         tl.store(log_px + sample, tl.sum(total, axis=0))
 
 
@@ -147,27 +153,32 @@ class FusedDensity:
         self.n_warps = max(1, self.numbers // PER_WARP)
         self.floor = likelihood.min_scale.expand(n_members, 1, n_entries).reshape(n_members, n_entries).contiguous()
 
-    def __call__(self, phi: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def __call__(
+        self, phi: Tensor, x: Tensor, known: Tensor | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Of phi of shape (n_members, n_samples, n_entries, n_params), shape (n_members, n_samples), and the way back.
 
-        That goes from what each sample counts against a loss to the gradient of phi.
+        That goes from what each sample counts against a loss to the gradient of phi. Where it is ``known`` before, both
+        ways are one program.
         """
         phi, x = phi.contiguous(), x.contiguous()
-        log_px = x.new_empty(x.shape[:2])
-        self._run(phi, x, log_px, log_px, phi, back=False)
+        log_px, of_phi = x.new_empty(x.shape[:2]), torch.empty_like(phi)
+        self._run(phi, x, log_px if known is None else known, log_px, of_phi, there=True, back=known is not None)
 
         def pullback(weights: Tensor) -> Tensor:
-            of_phi = torch.empty_like(phi)
-            self._run(phi, x, weights, log_px, of_phi, back=True)
+            if weights is not known:
+                self._run(phi, x, weights, log_px, of_phi, there=False, back=True)
             return of_phi
 
         return log_px, pullback
 
-    def _run(self, phi: Tensor, x: Tensor, weights: Tensor, log_px: Tensor, of_phi: Tensor, *, back: bool) -> None:
+    def _run(
+        self, phi: Tensor, x: Tensor, weights: Tensor, log_px: Tensor, of_phi: Tensor, *, there: bool, back: bool
+    ) -> None:
         n_members, n_rows, n_entries = x.shape
         weights, per_row = _by_row(weights, (n_members, n_rows))
         _density[(n_rows, n_members)](
             phi, x, self.floor, weights, log_px, of_phi, n_rows, n_entries, per_row,
-            BINARY=self.is_binary, BACK=back, BOUND=MAX_LOGIT, RAW_ONE=RAW_ONE, LOG_ROOT=LOG_ROOT_2PI,
-            NUMBERS=self.numbers, num_warps=self.n_warps,
+            BINARY=self.is_binary, THERE=there, BACK=back, BOUND=MAX_LOGIT, RAW_ONE=RAW_ONE, LOG_ROOT=LOG_ROOT_2PI,
+            NUMBERS=self.numbers, num_warps=self.n_warps, **early(x.device),
         )  # fmt: skip
