@@ -63,7 +63,7 @@ TABLE = {
     "augment": set(),
     "streaming": set(),
     "usual": set(),
-    "patches": {"neighbours", "picture", "usual", "vae"},
+    "patches": {"neighbours", "picture", "scratch", "usual", "vae"},
     "image_scores": {"vae"},
     "scores": {"image_scores", "neighbours", "patches", "usual", "vae"},
     "pullbacks": {"likelihoods", "vae"},

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vae_anomaly.neighbours import nearest, taken
 from vae_anomaly.picture import Picture, View
+from vae_anomaly.scratch import blocks
 from vae_anomaly.usual import middle_and_excess
 from vae_anomaly.vae import VAE
 
@@ -101,8 +102,8 @@ def _grain(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     height, width = (2 * (side // 2) for side in images.shape[2:])
     if not (height and width):
         return x.new_zeros(len(x)), torch.zeros_like(x.flatten(1))
-    blocks = F.avg_pool2d(images, 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    differences = (images[:, :, :height, :width] - blocks).abs()
+    means = F.avg_pool2d(images, 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    differences = (images[:, :, :height, :width] - means).abs()
     # torch.quantile has no rule for vmap.
     middle = differences.flatten(1).sort(dim=1).values[:, differences[0].numel() // 2]
     padded = F.pad(differences, (0, images.shape[3] - width, 0, images.shape[2] - height))
@@ -148,14 +149,12 @@ def _squares(vae: VAE, x: Tensor, view: View) -> Tensor:
     return torch.cat(found).movedim(1, 0).reshape(len(here), view.n_places, channels, view.patch, view.patch)
 
 
-def _places_at_once(view: View, here: Tensor, n_others: int) -> Iterator[tuple[Place, ...]]:
+def _places_at_once(view: View, here: Tensor, n_others: int) -> list[list[Place]]:
     """First cells of the patches of a view, those of some places at a time."""
-    at_once = 1
-    if here.device.type in SEVERAL_PLACES_ON:
-        at_once = max(1, MAX_AT_ONCE // (max(1, len(here)) * n_others * (1 + 2 * view.window) ** 2))
-    places = itertools.product(view.tops, view.lefts)
-    while some := tuple(itertools.islice(places, at_once)):
-        yield some
+    places = list(itertools.product(view.tops, view.lefts))
+    n_distances = len(here) * n_others * (1 + 2 * view.window) ** 2
+    several = here.device.type in SEVERAL_PLACES_ON
+    return [places[part] for part in blocks(len(places), n_distances, at_once=MAX_AT_ONCE if several else 1)]
 
 
 def _closest(patches: Tensor, others: Tensor) -> Tensor:
