@@ -22,6 +22,7 @@ def test_shapes(hidden, generator):
 def test_weights_of_a_generator_leave_that_of_torch_alone(generator):
     before = torch.get_rng_state()
     build_nets((5,), 3, 2, (8, 8), n_extra=2, generator=generator)
+    build_nets((64,), 3, 2, (8, 8), image_shape=(1, 8, 8), generator=generator)
     assert torch.equal(torch.get_rng_state(), before)
 
 

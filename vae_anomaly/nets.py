@@ -14,16 +14,24 @@ __all__ = ["NETS", "Layers", "build_nets", "conv2d", "mlp"]
 Pair = tuple[nn.Module, nn.Module]
 
 
-class Unfilled(nn.Linear):
-    """Fully connected layer whose weights are drawn by whoever makes it, once, and not by torch before."""
+class Unfilled:
+    """A layer whose weights are drawn by whoever makes it, once, and not by torch before."""
 
     def reset_parameters(self) -> None:
         """Leave the memory as it is."""
 
 
+class Linear(Unfilled, nn.Linear):
+    """Fully connected layer."""
+
+
+class Conv2d(Unfilled, nn.Conv2d):
+    """Convolution."""
+
+
 def linear(n_in: int, n_out: int, generator: torch.Generator | None, gain: float = 1.0) -> nn.Linear:
     """Fully connected layer with outputs of variance about ``gain**2`` for inputs of variance 1."""
-    layer = Unfilled(n_in, n_out)
+    layer = Linear(n_in, n_out)
     _initialize(layer.weight, layer.bias, gain / math.sqrt(max(n_in, 1)), generator)
     return layer
 
@@ -143,7 +151,7 @@ def mlp(
 
 def _with_extra_inputs(layer: nn.Module, n_extra: int) -> nn.Linear:
     assert isinstance(layer, nn.Linear)
-    wider = Unfilled(layer.in_features + n_extra, layer.out_features)
+    wider = Linear(layer.in_features + n_extra, layer.out_features)
     with torch.no_grad():
         wider.weight.zero_()
         wider.weight[:, : layer.in_features] = layer.weight
@@ -158,7 +166,7 @@ N_GROUPS = 8
 
 def conv(n_in: int, n_out: int, generator: torch.Generator | None, *, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
     """Convolution of 3 x 3 pixels with outputs of variance about ``gain**2`` for inputs of variance 1."""
-    layer = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1)
+    layer = Conv2d(n_in, n_out, 3, stride=stride, padding=1)
     _initialize(layer.weight, layer.bias, gain / math.sqrt(9 * n_in), generator)
     return layer
 
