@@ -104,14 +104,15 @@ def fit_ensemble(
 
 
 def _moved(encoded: NDArray[np.float32], device: torch.device) -> Callable[[], torch.Tensor]:
-    """Begin to move rows to where the networks are, which takes a GPU as long as it takes to make these."""
+    """Begin to move rows to where the networks will be; the function waits until they are there."""
     if on_disk(encoded) or not fits(encoded.nbytes, device):
         # What does not fit stays where it is, and answers to the same indices.
         return lambda: cast(torch.Tensor, RowsOnDisk(encoded, device))
     x = torch.from_numpy(encoded)
     if device.type != "cuda":
         return lambda: x.to(device)
-    # Which GPU is meant where none is named is a matter of each thread.
+    # Not by `workers.beside`, whose threads hash rows meanwhile. Which GPU is meant where none is named is a matter of
+    # each thread.
     mover, place = ThreadPoolExecutor(1), torch.empty(0, device=device).device
     moved = mover.submit(x.to, place)
     mover.shutdown(wait=False)
