@@ -18,7 +18,7 @@ from vae_anomaly.data.images import read_images
 from vae_anomaly.detector import VAEDetector, load
 from vae_anomaly.pixels import PixelSchema, pixels
 from vae_anomaly.scratch import blocks, on_disk, scratch_array
-from vae_anomaly.streaming import RowsOnDisk
+from vae_anomaly.streaming import RowsOnDisk, rows_of
 
 OPTIONS = ("--net", "mlp", "--latent-dim", 2, "--max-steps", 20, "--estimators", 2, "--hidden", "8", "--fpr", 0.2)
 
@@ -78,7 +78,8 @@ def test_rows_on_disk_answer_as_a_tensor_does(rng):
     array = rng.random((9, 3)).astype(np.float32)
     rows, tensor = RowsOnDisk(stored(array), torch.device("cpu")), torch.from_numpy(array)
     chosen = torch.tensor([[8, 0], [3, 3]])
-    assert torch.equal(rows[chosen], tensor[chosen])
+    assert torch.equal(rows_of(rows, chosen), tensor[chosen])
+    assert torch.equal(rows_of(tensor, chosen), tensor[chosen])
     assert torch.equal(rows[2:5], tensor[2:5])
     assert (rows.shape, len(rows), rows.device) == (tensor.shape, 9, tensor.device)
 

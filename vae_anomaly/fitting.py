@@ -24,7 +24,7 @@ from vae_anomaly.scores import AVERAGED, IMAGE_REFERENCES, PATCH_REFERENCES, REF
 from vae_anomaly.scoring import IMPUTATION_STEPS, block_size, by_blocks, map_folds, map_rows
 from vae_anomaly.scratch import blocks, on_disk
 from vae_anomaly.splitting import Split, leave_out_entries
-from vae_anomaly.streaming import RowsOnDisk
+from vae_anomaly.streaming import RowsOnDisk, rows_of
 from vae_anomaly.training import History, OnCheck, active_units, train
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def fit_ensemble(
     fewer = n_held_out_references(x.shape[1], n_parts, detector.n_mc)
     imputation_steps = IMPUTATION_STEPS if built["mask_input"] else 0
     with multiplied(device):
-        shown, watched = x[train_rows[:, :few]], x[held_out_rows[:, :fewer]]
+        shown, watched = rows_of(x, train_rows[:, :few]), rows_of(x, held_out_rows[:, :fewer])
         units = _fill_references(ensemble, shown, watched, eps.to(device), imputation_steps)
     return Fitted(ensemble, eps, built, history, units)
 

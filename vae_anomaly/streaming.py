@@ -1,11 +1,24 @@
-"""Rows that stay on disk, or in memory that a GPU does not have, until training asks for them."""
+"""Rows of a table that are asked for by their places, and those that stay elsewhere until training asks for them."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["RowsOnDisk"]
+__all__ = ["RowsOnDisk", "rows_of"]
+
+
+def rows_of(x: "Tensor | RowsOnDisk", places: Tensor) -> Tensor:
+    """Rows at places of any shape, which the result begins with.
+
+    What an index in brackets gives, in a third of the time on a processor: a row is copied as one piece.
+
+    Examples
+    --------
+    >>> rows_of(torch.arange(6.0).reshape(3, 2), torch.tensor([[2, 0]])).tolist()
+    [[[4.0, 5.0], [0.0, 1.0]]]
+    """
+    return x.index_select(0, places.flatten()).reshape(*places.shape, *x.shape[1:])
 
 
 class RowsOnDisk:
@@ -14,7 +27,7 @@ class RowsOnDisk:
     Examples
     --------
     >>> rows = RowsOnDisk(np.arange(6, dtype=np.float32).reshape(3, 2), torch.device("cpu"))
-    >>> rows[torch.tensor([[2, 0]])].tolist(), rows.shape
+    >>> rows_of(rows, torch.tensor([[2, 0]])).tolist(), rows.shape
     ([[[4.0, 5.0], [0.0, 1.0]]], torch.Size([3, 2]))
     """
 
@@ -28,11 +41,14 @@ class RowsOnDisk:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def fetch(self, chosen: Tensor) -> Tensor:
+    def fetch(self, places: Tensor) -> Tensor:
         """Rows that the device can fetch by itself, in memory."""
-        rows = self.rows[chosen.to(self.rows.device)]
+        rows = rows_of(self.rows, places.to(self.rows.device))
         return rows.pin_memory() if self.device.type == "cuda" else rows
 
-    def __getitem__(self, chosen: Tensor | slice) -> Tensor:
-        here = chosen if isinstance(chosen, slice) else chosen.to(self.rows.device)
-        return self.rows[here].to(self.device)
+    def index_select(self, dim: int, places: Tensor) -> Tensor:
+        """As of a tensor, on the device; ``dim`` is 0."""
+        return self.rows.index_select(dim, places.to(self.rows.device)).to(self.device)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return self.rows[part].to(self.device)

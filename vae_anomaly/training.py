@@ -19,7 +19,7 @@ from vae_anomaly.optimizer import FlatParameters, one_cycle
 from vae_anomaly.products import ROUNDED, multiplied, products_for
 from vae_anomaly.replay import Replayed, own_stream
 from vae_anomaly.replayed_steps import ReplayedSteps
-from vae_anomaly.streaming import RowsOnDisk
+from vae_anomaly.streaming import RowsOnDisk, rows_of
 from vae_anomaly.supply import Supply
 from vae_anomaly.vae import VAE
 
@@ -149,7 +149,7 @@ class _Run:
     ) -> None:
         self.ensemble, self.x, self.plan = ensemble, x, plan
         few = max(1, min(MAX_HELD_OUT, MAX_HELD_OUT_ENTRIES // math.prod(x.shape[1:])))
-        self.held_out_x = x[held_out_rows[:, :few]]
+        self.held_out_x = rows_of(x, held_out_rows[:, :few])
         self.supply = _supply(ensemble, x, train_rows, plan, generators)
         steps_per_epoch = self.supply.steps_per_epoch
         whole_epochs = steps_per_epoch * math.ceil(MIN_STEPS_PER_CHECK / steps_per_epoch)
@@ -196,7 +196,7 @@ class _Run:
     def _next_batch(self) -> Tensor:
         """Samples of the next batch, shape (n_estimators, batch_size, *event_shape), changed if the plan says so."""
         (rows,) = self.supply.rows(self.step, self.step + 1)
-        batch: Tensor = self.x[rows]
+        batch = rows_of(self.x, rows)
         change, generators = self.plan.change, self.supply.generators
         if change is None:
             return batch
