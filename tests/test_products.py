@@ -8,7 +8,7 @@ from tables import TINY, numbers
 
 from vae_anomaly import products
 from vae_anomaly.detector import VAEDetector
-from vae_anomaly.products import PRECISIONS, Products, RoundedProducts, precision_fault, products_for
+from vae_anomaly.products import PRECISIONS, ProcessorProducts, Products, RoundedProducts, precision_fault, products_for
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -43,6 +43,20 @@ def test_products_of_each_device(name, on_cpu, on_gpu):
     wide = [torch.empty(1, 1024, 1024, device="meta")]
     assert (products_for(name, CPU, 256, wide), products_for(name, GPU, 256, wide)) == (on_cpu, on_gpu)
     assert len(PRECISIONS) == 3
+
+
+@pytest.mark.parametrize("n_networks", [1, 3])
+@pytest.mark.parametrize("width", [1, 6, 11, 12])
+def test_narrow_results_come_the_other_way_round(width, n_networks, generator):
+    weight, x, g = (torch.randn(n_networks, n, m, generator=generator) for n, m in ((96, width), (50, width), (50, 96)))
+    plain, turning = Products(), ProcessorProducts()
+    of_x, of_weight = turning.back(g, weight), turning.of_weight(g, x, None)
+    as_they_are = width in (1, 12)
+    assert (of_x.is_contiguous(), of_weight.is_contiguous()) == (as_they_are, as_they_are)
+    torch.testing.assert_close([of_x, of_weight], [plain.back(g, weight), plain.of_weight(g, x, None)])
+    into = torch.empty_like(weight)
+    assert turning.of_weight(g, x, into) is into
+    torch.testing.assert_close(into, of_weight)
 
 
 @pytest.mark.parametrize("n_networks", [1, 3])

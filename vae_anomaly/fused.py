@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_anomaly.products import Products, RoundedProducts
+from vae_anomaly.products import ProcessorProducts, Products, RoundedProducts
 from vae_anomaly.replay import Branch
 
 __all__ = ["STEPS", "Affine", "LayersPullback", "LearnedLayers", "affine_maps", "run_layers"]
@@ -146,8 +146,9 @@ class LearnedLayers:
         # Of several networks none does, and a product that is put down in parts takes longer than a copy of it.
         places = [place if place.is_contiguous() else None for place in into or ()] or [None] * len(weights)
         self.places = list(zip(places[::2], places[1::2], strict=True))
-        self.products = RoundedProducts() if rounded else Products()
-        self.silu = (_SiluAtOnce if weights[0].device.type == "cuda" else _Silu)(weights[0])
+        on_gpu = weights[0].device.type == "cuda"
+        self.products = RoundedProducts() if rounded else Products() if on_gpu else ProcessorProducts()
+        self.silu = (_SiluAtOnce if on_gpu else _Silu)(weights[0])
 
     def begin(self) -> None:
         """Whatever a step can do before it knows its samples."""

@@ -18,7 +18,7 @@ from torchvision.transforms import ToTensor
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.data.image_arrays import read_idx
-from vae_anomaly.products import Products, RoundedProducts, precision_fault
+from vae_anomaly.products import ProcessorProducts, RoundedProducts, precision_fault
 
 BATCH = 128
 WIDTHS = (784, 400, 200)
@@ -126,7 +126,7 @@ def product_seconds(n_steps: int, device: str, precision: str) -> float | None:
     x = [torch.randn(1, BATCH, n_in) for n_in, _ in pairs]
     weights = [torch.randn(1, n_out, n_in) for n_in, n_out in pairs]
     gradients = [torch.randn(1, BATCH, n_out) for _, n_out in pairs]
-    products = RoundedProducts() if precision == "bfloat16" else Products()
+    products = RoundedProducts() if precision == "bfloat16" else ProcessorProducts()
     bias, some = torch.zeros(()), min(n_steps, 50)
 
     def steps() -> None:
