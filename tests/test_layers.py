@@ -41,7 +41,7 @@ TABLE = {
     "number_texts": set(),
     "pipeline": set(),
     "workers": {"pipeline"},
-    "nets": {"fused"},
+    "nets": {"fused", "products"},
     "likelihoods": set(),
     "priors": set(),
     "baselines": set(),

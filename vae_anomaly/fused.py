@@ -2,29 +2,17 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vae_anomaly.products import ProcessorProducts, Products, RoundedProducts
+from vae_anomaly.products import Affine, ProcessorProducts, Products, RoundedProducts
 from vae_anomaly.replay import Branch
 
-__all__ = ["STEPS", "Affine", "LayersPullback", "LearnedLayers", "affine_maps", "run_layers"]
+__all__ = ["STEPS", "LayersPullback", "LearnedLayers", "affine_maps", "run_layers"]
 
 # What a row of layers is made of: an affine map, SiLU, and the two ends of a residual branch.
 STEPS = ("affine", "silu", "split", "join")
-
-
-class Affine(NamedTuple):
-    """An affine map of each of several networks, as products of a batch want it."""
-
-    weight: Tensor
-    """Shape (n_networks, n_out, n_in)."""
-    turned: Tensor
-    """The same, shape (n_networks, n_in, n_out)."""
-    bias: Tensor
-    """Shape (n_networks, 1, n_out)."""
 
 
 def affine_maps(weights: Sequence[Tensor]) -> list[Affine]:
@@ -157,16 +145,15 @@ class LearnedLayers:
     def __call__(self, x: Tensor) -> tuple[Tensor, "LayersPullback"]:
         """Of samples of shape (n_networks, n_samples, n_in)."""
         maps, products = iter(self.maps), self.products
-        # What the gradient needs: sigmoids, and inputs of affine maps.
+        # What the gradient needs: factors of affine maps, and sigmoids with what came out of SiLUs.
+        factors: list[tuple[Tensor, Affine]] = []
         kept: list[Tensor] = []
         skipped: list[Tensor] = []
         h, before = x, "start"
         for step in self.steps:
             if step == "affine":
-                _, turned, bias = next(maps)
-                if before != "silu":
-                    kept.append(h)
-                h = products.mapped(bias, h, turned)
+                factors.append(products.factors(h, next(maps)))
+                h = products.mapped(*factors[-1])
             elif step == "silu":
                 # A residual branch needs its input once more.
                 kept += self.silu(h, may_overwrite=before == "affine")
@@ -176,14 +163,14 @@ class LearnedLayers:
             else:
                 h.add_(skipped.pop())
             before = step
-        return h, LayersPullback(self, kept)
+        return h, LayersPullback(self, factors, kept)
 
 
 class LayersPullback:
     """The way back through :class:`LearnedLayers`, to be gone once: it writes over what was kept for it."""
 
-    def __init__(self, layers: LearnedLayers, kept: list[Tensor]) -> None:
-        self.layers, self.kept = layers, kept
+    def __init__(self, layers: LearnedLayers, factors: list[tuple[Tensor, Affine]], kept: list[Tensor]) -> None:
+        self.layers, self.factors, self.kept = layers, factors, kept
 
     @torch.no_grad()
     def __call__(self, g: Tensor, branch: Branch) -> tuple[Tensor | None, list[Tensor]]:
@@ -192,21 +179,19 @@ class LayersPullback:
         ``g`` is that with respect to what came out. Nobody waits for the gradients of weights before the end: they are
         there once ``branch`` has joined.
         """
-        steps, products, kept = self.layers.steps, self.layers.products, self.kept
-        maps, places = list(self.layers.maps), list(self.layers.places)
+        steps, products, kept, places = self.layers.steps, self.layers.products, self.kept, list(self.layers.places)
         found: list[Tensor] = []
         skipped: list[Tensor] = []
         for index in range(len(steps) - 1, -1, -1):
             step = steps[index]
             if step == "affine":
-                # The output of a SiLU is kept once, and taken off when its own turn comes.
-                after_silu = index > 0 and steps[index - 1] == "silu"
-                inputs = kept[-1] if after_silu else kept.pop()
-                found += branch.run(functools.partial(_of_weights, products, g, inputs, *places.pop()), g, inputs)
-                weight, *_ = maps.pop()
+                inputs, own = self.factors.pop()
+                factor = products.factor(g, inputs)
+                of_weights = functools.partial(_of_weights, products, g, factor, inputs, *places.pop())
+                found += branch.run(of_weights, g, inputs)
                 if index == 0 and not self.layers.wanted:
                     return None, found[::-1]
-                g = products.back(g, weight)
+                g = products.back(factor, own)
             elif step == "silu":
                 out, gate = kept.pop(), kept.pop()
                 g = self.layers.silu.back(g, gate, out)
@@ -218,7 +203,7 @@ class LayersPullback:
 
 
 def _of_weights(
-    products: Products, g: Tensor, inputs: Tensor, weight: Tensor | None, bias: Tensor | None
+    products: Products, g: Tensor, factor: Tensor, inputs: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> list[Tensor]:
     """Gradients of the bias and of the weight of an affine map, from that of its output; put where they are to go."""
-    return [torch.sum(g, dim=-2, out=bias), products.of_weight(g, inputs, weight)]
+    return [torch.sum(g, dim=-2, out=bias), products.of_weight(factor, inputs, weight)]

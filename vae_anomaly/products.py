@@ -12,6 +12,7 @@ from torch import Tensor
 __all__ = [
     "PRECISIONS",
     "ROUNDED",
+    "Affine",
     "ProcessorProducts",
     "Products",
     "RoundedProducts",
@@ -118,16 +119,35 @@ def multiplied(device: torch.device, products: str = FULL) -> Iterator[None]:
                 setting.fp32_precision = value
 
 
+class Affine(NamedTuple):
+    """An affine map of each of several networks, as products of a batch want it."""
+
+    weight: Tensor
+    """Shape (n_networks, n_out, n_in)."""
+    turned: Tensor
+    """The same, shape (n_networks, n_in, n_out)."""
+    bias: Tensor
+    """Shape (n_networks, 1, n_out)."""
+
+
 class Products:
-    """Those of the affine maps of several networks, and of the gradients of these."""
+    """Those of affine maps of several networks, and of the gradients of these."""
 
-    def mapped(self, bias: Tensor, x: Tensor, turned: Tensor) -> Tensor:
-        """What comes out, shape (n_networks, n_samples, n_out); ``turned`` is of shape (n_networks, n_in, n_out)."""
-        return torch.baddbmm(bias, x, turned)
+    def factors(self, x: Tensor, own: Affine) -> tuple[Tensor, Affine]:
+        """Samples (n_networks, n_samples, n_in) and a map, as they are multiplied, there and on the way back."""
+        return x, own
 
-    def back(self, g: Tensor, weight: Tensor) -> Tensor:
+    def factor(self, g: Tensor, x: Tensor) -> Tensor:
+        """The gradient of what came out, as it is multiplied where samples were as in ``x``."""
+        return g
+
+    def mapped(self, x: Tensor, own: Affine) -> Tensor:
+        """What comes out, shape (n_networks, n_samples, n_out)."""
+        return torch.baddbmm(own.bias, x, own.turned)
+
+    def back(self, g: Tensor, own: Affine) -> Tensor:
         """Gradient with respect to what came in, from that of what came out."""
-        return torch.bmm(g, weight)
+        return torch.bmm(g, own.weight)
 
     def of_weight(self, g: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         """Gradient with respect to the weight, put into ``out``, if that is given."""
@@ -146,10 +166,10 @@ class ProcessorProducts(Products):
     True
     """
 
-    def back(self, g: Tensor, weight: Tensor) -> Tensor:
-        if weight.shape[-1] < NARROW <= g.shape[-2]:
-            return torch.bmm(weight.mT, g.mT).mT
-        return super().back(g, weight)
+    def back(self, g: Tensor, own: Affine) -> Tensor:
+        if own.weight.shape[-1] < NARROW <= g.shape[-2]:
+            return torch.bmm(own.turned, g.mT).mT
+        return super().back(g, own)
 
     def of_weight(self, g: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
         if out is None and x.shape[-1] < NARROW <= g.shape[-1]:
@@ -158,7 +178,7 @@ class ProcessorProducts(Products):
 
 
 class RoundedProducts(ProcessorProducts):
-    """The same of a processor with instructions for bfloat16: large ones are of numbers that are rounded to it.
+    """The same of a processor with instructions for bfloat16: factors of large ones are rounded to it, each once.
 
     It adds up in float32, and rounds what it found; weights, biases, and all that is done between products stay as they
     are. That is what autocast does [1]_, but for products that are too small to gain, and for the many operations
@@ -170,27 +190,30 @@ class RoundedProducts(ProcessorProducts):
 
     Examples
     --------
-    >>> x, weight = torch.full((1, 512, 256), 1.0 + 2**-9), torch.ones(1, 256, 256)
-    >>> float(Products().back(x, weight)[0, 0, 0]), float(RoundedProducts().back(x, weight)[0, 0, 0])
+    >>> x, own = torch.full((1, 512, 256), 1.0 + 2**-9), torch.ones(1, 256, 256)
+    >>> own, products = Affine(own, own.mT, torch.zeros(1, 1, 256)), RoundedProducts()
+    >>> float(products.mapped(x, own)[0, 0, 0]), float(products.mapped(*products.factors(x, own))[0, 0, 0])
     (256.5, 256.0)
     """
 
-    def mapped(self, bias: Tensor, x: Tensor, turned: Tensor) -> Tensor:
-        if not _gains(x, turned):
-            return super().mapped(bias, x, turned)
-        return bias + torch.bmm(x.bfloat16(), turned.bfloat16())
+    def factors(self, x: Tensor, own: Affine) -> tuple[Tensor, Affine]:
+        # The same for the three products of a map, which are equally large.
+        if x.numel() * own.turned.shape[-1] < MIN_ROUNDED:
+            return x, own
+        weight = own.weight.bfloat16()
+        return x.bfloat16(), Affine(weight, weight.mT, own.bias)
 
-    def back(self, g: Tensor, weight: Tensor) -> Tensor:
-        if not _gains(g, weight):
-            return super().back(g, weight)
-        return torch.bmm(g.bfloat16(), weight.bfloat16()).to(g.dtype)
+    def factor(self, g: Tensor, x: Tensor) -> Tensor:
+        return g.to(x.dtype)
+
+    def mapped(self, x: Tensor, own: Affine) -> Tensor:
+        return super().mapped(x, own) if x.dtype == own.bias.dtype else own.bias + torch.bmm(x, own.turned)
+
+    def back(self, g: Tensor, own: Affine) -> Tensor:
+        return super().back(g, own).to(own.bias.dtype)
 
     def of_weight(self, g: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
-        if not _gains(g, x):
+        if x.dtype != torch.bfloat16:
             return super().of_weight(g, x, out)
-        found = torch.bmm(g.mT.bfloat16(), x.bfloat16())
-        return found.to(g.dtype) if out is None else out.copy_(found)
-
-
-def _gains(a: Tensor, b: Tensor) -> bool:
-    return a.numel() * b.shape[-1] >= MIN_ROUNDED
+        found = super().of_weight(g, x, None)
+        return found.float() if out is None else out.copy_(found)

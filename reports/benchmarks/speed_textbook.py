@@ -18,6 +18,7 @@ from torchvision.transforms import ToTensor
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.data.image_arrays import read_idx
+from vae_anomaly.fused import affine_maps
 from vae_anomaly.products import ProcessorProducts, RoundedProducts, precision_fault
 
 BATCH = 128
@@ -124,18 +125,20 @@ def product_seconds(n_steps: int, device: str, precision: str) -> float | None:
     widths = [*WIDTHS, 2 * N_LATENT], [N_LATENT, *WIDTHS[::-1]]
     pairs = [pair for own in widths for pair in itertools.pairwise(own)]
     x = [torch.randn(1, BATCH, n_in) for n_in, _ in pairs]
-    weights = [torch.randn(1, n_out, n_in) for n_in, n_out in pairs]
+    maps = affine_maps([torch.randn(1, *shape) for n_in, n_out in pairs for shape in ((n_out, n_in), (n_out,))])
     gradients = [torch.randn(1, BATCH, n_out) for _, n_out in pairs]
     products = RoundedProducts() if precision == "bfloat16" else ProcessorProducts()
-    bias, some = torch.zeros(()), min(n_steps, 50)
+    some = min(n_steps, 50)
 
     def steps() -> None:
         for _ in range(some):
-            for own, weight, gradient in zip(x, weights, gradients, strict=True):
-                products.mapped(bias, own, weight.mT)
-                products.of_weight(gradient, own, None)
+            for samples, own, g in zip(x, maps, gradients, strict=True):
+                inputs, factors = products.factors(samples, own)
+                products.mapped(inputs, factors)
+                factor = products.factor(g, inputs)
+                products.of_weight(factor, inputs, None)
                 # Nobody asks for the gradient of the images.
-                products.back(gradient, weight) if own is not x[0] else None
+                products.back(factor, factors) if samples is not x[0] else None
 
     steps()
     return min(seconds(steps, device)[0] for _ in range(5)) * n_steps / some
