@@ -753,11 +753,21 @@ def test_infinite_values_in_an_array():
         VAEDetector(**TINY).fit(X)
 
 
+@pytest.mark.parametrize("values", [[np.inf], [np.nan, -np.inf]])
+def test_infinite_values_to_be_scored(values):
+    detector, X = VAEDetector(**TINY).fit(numbers()), numbers()
+    X[3, : len(values)] = values
+    with pytest.raises(ValueError, match="infinity"):
+        detector.anomaly_score(X)
+
+
 def test_an_array_is_scored_as_it_is(monkeypatch):
     """Without a frame or a check in between that would change nothing, and with the scores of both."""
     X = numbers()
     X[5, 2] = np.nan
     detector = VAEDetector(**TINY).fit(X)
+    # As finite as all others, and their sum is not.
+    X[6] = 1e308
     wanted = detector.anomaly_score(X.tolist())
     kept = X.copy()
     monkeypatch.setattr(inputs, "_frame", lambda *args, **kwargs: pytest.fail("asked for a frame"))

@@ -98,11 +98,11 @@ def _is_plain(X: Any, n_columns: int) -> TypeGuard[NDArray[np.float64]]:
 
 
 def _holds_infinite(numbers: NDArray[np.float64]) -> bool:
-    """Whether some number is infinite; of a table of moderate numbers known in a fifth of the time."""
-    # A sum of squares is finite only if all of them are. It is not where a number is missing, or so large.
-    if numbers.flags.c_contiguous and math.isfinite(np.vdot(numbers, numbers)):
-        return False
-    return bool(np.isinf(numbers).any())
+    """Whether some number is infinite, without a flag for each where that is not needed."""
+    # A sum is finite only if all of them are. It is not where a number is missing, or so large. BLAS, which is faster,
+    # would wake threads of its own beside those that compute scores.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return not math.isfinite(numbers.sum()) and bool(np.isinf(numbers).any())
 
 
 def _unmasked(X: "np.ma.MaskedArray[Any, Any]") -> NDArray[Any]:
