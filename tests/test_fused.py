@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from vae_anomaly.fused import LearnedLayers, _Silu, _SiluAtOnce, affine_maps, run_layers
+from vae_anomaly.affine import affine_maps
+from vae_anomaly.fused import LearnedLayers, _Silu, _SiluAtOnce, run_layers
 from vae_anomaly.nets import Layers, linear, trunk
 from vae_anomaly.replay import Branch
 

@@ -26,7 +26,8 @@ TABLE = {
     "thresholds": {"tails"},
     "replay": set(),
     "products": set(),
-    "fused": {"products", "replay"},
+    "affine": set(),
+    "fused": {"affine", "replay"},
     "memory": set(),
     "frames": set(),
     "in_parts": {"errors", "frames", "scratch"},
@@ -41,7 +42,7 @@ TABLE = {
     "number_texts": set(),
     "pipeline": set(),
     "workers": {"pipeline"},
-    "nets": {"fused", "products"},
+    "nets": {"affine", "fused"},
     "likelihoods": set(),
     "priors": set(),
     "baselines": set(),
@@ -237,8 +238,9 @@ TABLE = {
 }  # fmt: skip
 
 TORCH_LAYER = (
-    "backbones", "filters", "fused", "kernels", "nets", "likelihoods", "patch_grid", "priors", "vae", "ensemble",
-    "scores", "optimizer", "training", "augment", "streaming", "products", "replay", "replayed_steps", "supply",
+    "affine", "backbones", "filters", "fused", "kernels", "nets", "likelihoods", "patch_grid", "priors", "vae",
+    "ensemble", "scores", "optimizer", "training", "augment", "streaming", "products", "replay", "replayed_steps",
+    "supply",
 )  # fmt: skip
 FREE_OF_TORCH = (
     "errors", "atomic", "thresholds", "label_thresholds", "metrics", "report", "preprocessing", "persistence",

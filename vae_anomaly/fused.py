@@ -6,19 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_anomaly.products import Affine, ProcessorProducts, Products, RoundedProducts
+from vae_anomaly.affine import Affine, ProcessorProducts, Products, RoundedProducts, affine_maps
 from vae_anomaly.replay import Branch
 
-__all__ = ["STEPS", "LayersPullback", "LearnedLayers", "affine_maps", "run_layers"]
+__all__ = ["STEPS", "LayersPullback", "LearnedLayers", "run_layers"]
 
 # What a row of layers is made of: an affine map, SiLU, and the two ends of a residual branch.
 STEPS = ("affine", "silu", "split", "join")
-
-
-def affine_maps(weights: Sequence[Tensor]) -> list[Affine]:
-    """Views of weights and biases in turn; made once where a step of small networks takes hardly longer than these."""
-    pairs = zip(weights[::2], weights[1::2], strict=True)
-    return [Affine(weight, weight.mT, bias.unsqueeze(-2)) for weight, bias in pairs]
 
 
 def run_layers(steps: Sequence[str], x: Tensor, maps: Sequence[Affine]) -> Tensor:
@@ -107,7 +101,7 @@ class LearnedLayers:
         Where the gradients of weights and biases are to go, in the same order and of the same shapes. Those that lie in
         one piece get there without a copy.
     rounded : bool, default=False
-        Whether large products are by :class:`~vae_anomaly.products.RoundedProducts`.
+        Whether large products are by :class:`~vae_anomaly.affine.RoundedProducts`.
 
     Examples
     --------

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_anomaly.fused import LearnedLayers, affine_maps, run_layers
-from vae_anomaly.products import Affine
+from vae_anomaly.affine import Affine, affine_maps
+from vae_anomaly.fused import LearnedLayers, run_layers
 
 __all__ = ["NETS", "Layers", "build_nets", "conv2d", "mlp"]
 

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
 from vae_anomaly import VAEDetector
+from vae_anomaly.affine import ProcessorProducts, RoundedProducts, affine_maps
 from vae_anomaly.data.image_arrays import read_idx
-from vae_anomaly.fused import affine_maps
-from vae_anomaly.products import ProcessorProducts, RoundedProducts, precision_fault
+from vae_anomaly.products import precision_fault
 
 BATCH = 128
 WIDTHS = (784, 400, 200)
