@@ -38,7 +38,7 @@ TABLE = {
     "kernels.adamw": {"adamw", "kernels.launch"},
     "kernels.supply": {"kernels.launch", "supply"},
     "kernels.layers": {"kernels.launch", "replay"},
-    "neighbours": {"kernels", "kernels.search"},
+    "neighbours": {"kernels", "kernels.search", "streaming"},
     "number_texts": set(),
     "pipeline": set(),
     "workers": {"pipeline"},

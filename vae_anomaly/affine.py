@@ -108,7 +108,9 @@ class RoundedProducts(ProcessorProducts):
         return g.to(x.dtype)
 
     def mapped(self, x: Tensor, own: Affine) -> Tensor:
-        return super().mapped(x, own) if x.dtype == own.bias.dtype else own.bias + torch.bmm(x, own.turned)
+        if x.dtype != torch.bfloat16:
+            return super().mapped(x, own)
+        return own.bias + torch.bmm(x, own.turned)
 
     def back(self, g: Tensor, own: Affine) -> Tensor:
         return super().back(g, own).to(own.bias.dtype)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_anomaly.kernels import works
+from vae_anomaly.streaming import rows_of
 
 __all__ = ["half_squared_lengths", "nearest", "taken"]
 
@@ -103,8 +104,7 @@ def taken(points: Tensor, places: Tensor) -> Tensor:
     ([[2.0]], [[[2.0]], [[3.0]]])
     """
     if points.ndim == 2:
-        # Row by row, where an index goes number by number.
-        return points.index_select(0, places.flatten()).reshape(*places.shape, -1)
+        return rows_of(points, places)
     own = torch.arange(len(points), device=points.device)
     return points[own.reshape(-1, *(1 for _ in places.shape[1:])), places]
 

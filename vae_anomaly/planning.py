@@ -154,7 +154,7 @@ def architecture(
 def _has_holes(x: torch.Tensor, rows: NDArray[np.intp]) -> bool:
     """Whether an entry of these rows is missing; a part of them at a time, as there may be millions."""
     parts = blocks(len(rows), x.shape[1])
-    return any(bool(torch.isnan(x[torch.from_numpy(rows[part])]).any()) for part in parts)
+    return any(bool(torch.isnan(x.index_select(0, torch.from_numpy(rows[part]))).any()) for part in parts)
 
 
 def training_plan(detector: "VAEDetector", schema: Schema | ImageSchema, n_entries: int, n_rows: int) -> Plan:

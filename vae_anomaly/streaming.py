@@ -11,7 +11,7 @@ __all__ = ["RowsOnDisk", "rows_of"]
 def rows_of(x: "Tensor | RowsOnDisk", places: Tensor) -> Tensor:
     """Rows at places of any shape, which the result begins with.
 
-    What an index in brackets gives, in a third of the time on a processor: a row is copied as one piece.
+    What an index in brackets gives, in a third of the time on a processor: that goes number by number, this row by row.
 
     Examples
     --------
